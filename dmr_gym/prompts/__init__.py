@@ -1,0 +1,1 @@
+"""Prompt text between worlds and language models: pure functions of strings."""
