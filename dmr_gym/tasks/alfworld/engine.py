@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from dmr_gym.errors import TaskError
 from dmr_gym.tasks.alfworld.pddl import GameData, parse_game, read_game
+from dmr_gym.tasks.alfworld.world import KNIVES, EngineState, World
 
 NOTHING_HAPPENS = "Nothing happens."
 HELP = """\
@@ -32,24 +33,6 @@ Available commands:
 """
 _APPLIANCES = {"clean": "sinkbasintype", "heat": "microwavetype", "cool": "fridgetype"}
 _ABLE = {"clean": "cleanable", "heat": "heatable", "cool": "coolable"}
-_KNIVES = frozenset({"knifetype", "butterknifetype"})
-_JOINS = {"take": " from ", "move": " to ", "clean": " with ", "heat": " with ", "cool": " with ", "slice": " with "}
-
-
-class EngineState(NamedTuple):
-    """Everything that changes during play; ids are those of the game file.
-
-    ``removed`` holds (object, receptacle) pairs that a take has ended: TextWorld lists such objects as lying "next to"
-    a receptacle when they come to lie at the same location again.
-    """
-
-    location: str
-    held: str | None
-    inside: tuple[tuple[str, ...], ...]
-    opened: frozenset[str]
-    states: frozenset[tuple[str, str]]
-    at_location: frozenset[tuple[str, str]]
-    removed: frozenset[tuple[str, str]]
 
 
 def load_game(path: str | Path) -> AlfworldEngine:
@@ -70,18 +53,14 @@ class AlfworldEngine:
     def __init__(self, game: GameData) -> None:
         """Index a parsed game. Most callers use `load_game` or `AlfworldEngine.from_json`."""
         self.game = game
-        facts, names = game.facts, game.names
-        try:
-            self._index_world(facts, names)
-        except KeyError as error:
-            raise TaskError(f"{game.source}: {error.args[0]!r} has a fact but no '_bar_' id or no type") from error
+        self._world = world = World(game)
+        self._name, self._slot, self._place = world.names, world.slot, world.place
+        self._here, self._able = world.here, world.able
         self._handlers: dict[str, Callable[[str, str], str]] = {
             "go": self._go, "open": self._open, "close": self._close, "take": self._take, "move": self._move,
             "examine": self._examine, "use": self._use, "slice": self._slice,
             "clean": self._clean, "heat": self._heat, "cool": self._cool,
         }  # fmt: skip
-        self._parsed: dict[str, tuple[str, str, str] | None] = {}
-        self._start = self._first_state(facts)
         self.reset()
 
     @classmethod
@@ -95,56 +74,6 @@ class AlfworldEngine:
         if task_type is not None and task_type != engine.task_type:
             raise TaskError(f"{source}: task_type is {task_type!r}, but the goal is one of {engine.task_type!r}")
         return engine
-
-    def _index_world(self, facts: Mapping[str, list[tuple[str, ...]]], names: Mapping[str, str]) -> None:
-        self._name = names
-        self._ids = {name: identifier for identifier, name in names.items()}
-        self._place = {r: location for r, location in sorted(facts.get("receptacleatlocation", ()))}
-        self._receptacles = tuple(sorted(self._place))
-        self._slot = {r: index for index, r in enumerate(self._receptacles)}
-        self._here: dict[str, tuple[str, ...]] = {}
-        for r in self._receptacles:
-            self._here[self._place[r]] = (*self._here.get(self._place[r], ()), r)
-        self._otype = {o: kind for o, kind in facts.get("objecttype", ())}
-        self._rtype = {r: kind for r, kind in facts.get("receptacletype", ())}
-        self._able = {
-            predicate: frozenset(fact[0] for fact in facts.get(predicate, ()))
-            for predicate in ("openable", "pickupable", "cleanable", "heatable", "coolable", "toggleable", "sliceable")
-        }
-        self._holder = frozenset(fact[0] for fact in facts.get("isreceptacleobject", ()))
-        self._nested = sorted((outer, inner) for inner, outer in facts.get("inreceptacleobject", ()))
-        self._can_contain = frozenset(facts.get("cancontain", ()))
-        self._targets = frozenset(
-            o for o, kind in self._otype.items()
-            if kind == self.game.goal.object_type
-            and all(o in self._able[p] for p in self.game.goal.states if p in self._able)
-        )  # fmt: skip
-        self._needed = tuple(p for p in self.game.goal.states if p not in self._able)
-        self._lamps = frozenset(
-            o for o, kind in self._otype.items() if kind == self.game.goal.lamp_type and o in self._able["toggleable"]
-        )
-        self._go_commands = {r: f"go to {names[r]}" for r in self._receptacles}
-        self._intro = (
-            "-= Welcome to TextWorld, ALFRED! =-\n\nYou are in the middle of a room. Looking quickly around you, you see "
-            f"{self._listing(self._receptacles)}.\n\nYour task is to: {self.game.task}"
-        )
-
-    def _first_state(self, facts: Mapping[str, list[tuple[str, ...]]]) -> EngineState:
-        inside: list[list[str]] = [[] for _ in self._receptacles]
-        for o, r in sorted(set(facts.get("inreceptacle", ()))):
-            if r in self._slot:
-                inside[self._slot[r]].append(o)
-        states = ("isclean", "ishot", "iscool", "istoggled", "issliced")
-        held = [o for _, o in facts.get("holds", ())]
-        return EngineState(
-            location=facts["atlocation"][0][1],
-            held=held[0] if held else None,
-            inside=tuple(map(tuple, inside)),
-            opened=frozenset(fact[0] for fact in facts.get("opened", ())),
-            states=frozenset((predicate, fact[0]) for predicate in states for fact in facts.get(predicate, ())),
-            at_location=frozenset((o, location) for o, location in facts.get("objectatlocation", ())),
-            removed=frozenset(),
-        )
 
     # ------------------------------------------------------------------ public face
 
@@ -165,8 +94,8 @@ class AlfworldEngine:
 
     def reset(self) -> str:
         """Go back to the start and return the intro: the receptacles in the room and the task."""
-        self.restore(self._start)
-        return self._intro
+        self.restore(self._world.start)
+        return self._world.intro
 
     def step(self, command: str) -> str:
         """Carry out a command; an inadmissible one is answered "Nothing happens." and changes nothing."""
@@ -177,7 +106,7 @@ class AlfworldEngine:
             return self._inventory()
         if command == "help":
             return HELP
-        parsed = self._parse(command)
+        parsed = self._world.parse(command)
         if parsed is None or self._obstacle(*parsed) is not None:
             return NOTHING_HAPPENS
         return self._handlers[parsed[0]](parsed[1], parsed[2])
@@ -186,14 +115,14 @@ class AlfworldEngine:
     def won(self) -> bool:
         """Whether the goal holds now: O(1), from counts that each command keeps."""
         if self.game.goal.lamp_type:
-            return self._held in self._targets and self._counts.get(self._location, 0) > 0
+            return self._held in self._world.targets and self._counts.get(self._location, 0) > 0
         return self._full > 0
 
     @property
     def admissible(self) -> list[str]:
         """The commands that do something now, sorted."""
         commands = ["help", "inventory", "look"]
-        commands += [self._go_commands[r] for r in self._receptacles if self._place[r] != self._location]
+        commands += [self._world.go_commands[r] for r in self._world.receptacles if self._place[r] != self._location]
         for r in self._here.get(self._location, ()):
             commands += self._commands_at(r)
         if self._held is not None:
@@ -205,7 +134,7 @@ class AlfworldEngine:
         command = command.strip()
         if command in ("look", "inventory", "help"):
             return None
-        parsed = self._parse(command)
+        parsed = self._world.parse(command)
         if parsed is not None:
             return self._obstacle(*parsed)
         verb = command.split(" ", 1)[0]
@@ -225,7 +154,7 @@ class AlfworldEngine:
         self._inside = list(inside)
         self._counts: dict[str, int] = {}
         self._full = 0
-        for o in self._targets | self._lamps:
+        for o in self._world.targets | self._world.lamps:
             self._count(o, 1)
 
     # ------------------------------------------------------------------ the goal, kept as counts
@@ -233,20 +162,24 @@ class AlfworldEngine:
     def _count(self, o: str, sign: int) -> None:
         """Add (1) or take away (-1) what an object contributes to the goal. Called around each change of it."""
         goal = self.game.goal
-        if o in self._lamps and ("istoggled", o) in self._states:
+        if o in self._world.lamps and ("istoggled", o) in self._states:
             for r in self._containers(o):
                 place = self._place[r]
                 self._counts[place] = self._counts.get(place, 0) + sign
-        if o not in self._targets or goal.lamp_type or any((p, o) not in self._states for p in self._needed):
+        if (
+            o not in self._world.targets
+            or goal.lamp_type
+            or any((p, o) not in self._states for p in self._world.needed)
+        ):
             return
         for r in self._containers(o):
-            if self._rtype.get(r) == goal.receptacle_type:
+            if self._world.receptacle_type.get(r) == goal.receptacle_type:
                 before = self._counts.get(r, 0)
                 self._counts[r] = before + sign
                 self._full += (before + sign >= goal.count) - (before >= goal.count)
 
     def _containers(self, o: str) -> list[str]:
-        return [r for r, content in zip(self._receptacles, self._inside, strict=True) if o in content]
+        return [r for r, content in zip(self._world.receptacles, self._inside, strict=True) if o in content]
 
     def _set_state(self, o: str, gained: str, lost: str | None = None) -> None:
         self._count(o, -1)
@@ -254,30 +187,6 @@ class AlfworldEngine:
         self._count(o, 1)
 
     # ------------------------------------------------------------------ commands: what is meant, what stands against it
-
-    def _parse(self, command: str) -> tuple[str, str, str] | None:
-        """(verb, first id, second id or ""), or None when a word or a thing is unknown. Remembered for each command."""
-        try:
-            return self._parsed[command]
-        except KeyError:
-            parsed = self._read(command)
-        if len(self._parsed) < 10_000:
-            self._parsed[command] = parsed
-        return parsed
-
-    def _read(self, command: str) -> tuple[str, str, str] | None:
-        verb, _, rest = command.partition(" ")
-        if verb not in self._handlers:
-            return None
-        if verb == "go":
-            if not rest.startswith("to "):
-                return None
-            rest = rest[3:]
-        join = _JOINS.get(verb)
-        first, second = rest.split(join, 1) if join and join in rest else (rest, "")
-        if (join is not None and not second) or first not in self._ids or (second and second not in self._ids):
-            return None
-        return verb, self._ids[first], self._ids[second] if second else ""
 
     def _obstacle(self, verb: str, first: str, second: str) -> str | None:
         """Why a well-formed command is inadmissible now; None when it is admissible."""
@@ -306,7 +215,8 @@ class AlfworldEngine:
             return f"not at {self._name[r]}"
         if r not in self._able["openable"]:
             return f"{self._name[r]} has no door"
-        return f"{self._name[r]} is already {'open' if verb == 'open' else 'closed'}" if (r in self._opened) == (verb == "open") else None
+        is_done = (r in self._opened) == (verb == "open")
+        return f"{self._name[r]} is already {'open' if verb == 'open' else 'closed'}" if is_done else None
 
     def _is_accessible(self, r: str) -> bool:
         return r not in self._able["openable"] or r in self._opened
@@ -330,13 +240,16 @@ class AlfworldEngine:
         if verb == "move":
             if not self._is_accessible(r):
                 return f"{self._name[r]} is closed"
-            fits = (self._rtype.get(r, ""), self._otype.get(o, "")) in self._can_contain
+            fits = (
+                self._world.receptacle_type.get(r, ""),
+                self._world.object_type.get(o, ""),
+            ) in self._world.can_contain
             return None if fits else f"{self._name[o]} does not belong in {self._name[r]}"
-        possible = o in self._able[_ABLE[verb]] and self._rtype.get(r) == _APPLIANCES[verb]
+        possible = o in self._able[_ABLE[verb]] and self._world.receptacle_type.get(r) == _APPLIANCES[verb]
         return None if possible else f"cannot {verb} {self._name[o]} with {self._name[r]}"
 
     def _slice_obstacle(self, o: str, knife: str) -> str | None:
-        if self._held != knife or self._otype.get(knife) not in _KNIVES:
+        if self._held != knife or self._world.object_type.get(knife) not in KNIVES:
             return f"not carrying {self._name[knife]}, or it is no knife"
         possible = o in self._able["sliceable"] and (o, self._location) in self._at
         return None if possible else f"{self._name[o]} is not here, or cannot be sliced"
@@ -361,7 +274,7 @@ class AlfworldEngine:
             for verb, word in (("move", "to"), ("clean", "with"), ("heat", "with"), ("cool", "with")):
                 if self._held_obstacle(verb, held, r) is None:
                     yield f"{verb} {name} {word} {self._name[r]}"
-        if self._otype.get(held) in _KNIVES:
+        if self._world.object_type.get(held) in KNIVES:
             things = (o for o, location in self._at if location == self._location and o in self._able["sliceable"])
             yield from (f"slice {self._name[o]} with {name}" for o in things)
 
@@ -423,9 +336,9 @@ class AlfworldEngine:
         if thing in self._slot:
             return self._content(thing)
         name = self._name[thing]
-        if thing in self._holder:
-            inner = [o for outer, o in self._nested if outer == thing]
-            return f"This is a normal {name}. In it, you see {self._listing(inner)}."
+        if thing in self._world.holders:
+            inner = [o for outer, o in self._world.nested if outer == thing]
+            return f"This is a normal {name}. In it, you see {self._world.listing(inner)}."
         clean, hot, cool, toggled, is_sliced = (
             (state, thing) in self._states for state in ("isclean", "ishot", "iscool", "istoggled", "issliced")
         )
@@ -442,19 +355,13 @@ class AlfworldEngine:
 
     # ------------------------------------------------------------------ text
 
-    def _listing(self, things: Iterable[str]) -> str:
-        words = [f"a {self._name[thing]}" for thing in things]
-        if len(words) < 2:
-            return words[0] if words else "nothing"
-        return f"{', '.join(words[:-1])}, and {words[-1]}"
-
     def _content(self, r: str) -> str:
         name = self._name[r]
         if r not in self._able["openable"]:
-            return f"On the {name}, you see {self._listing(self._inside[self._slot[r]])}."
+            return f"On the {name}, you see {self._world.listing(self._inside[self._slot[r]])}."
         if r not in self._opened:
             return f"The {name} is closed."
-        return f"The {name} is open. In it, you see {self._listing(self._inside[self._slot[r]])}."
+        return f"The {name} is open. In it, you see {self._world.listing(self._inside[self._slot[r]])}."
 
     def _look(self) -> str:
         here = self._here.get(self._location, ())
@@ -464,7 +371,9 @@ class AlfworldEngine:
         beside = [
             o for o, r in sorted(self._removed) if (o, self._location) in self._at and self._place[r] == self._location
         ]  # once for each receptacle here that it was taken from, as TextWorld lists it
-        return f"You are facing the {facing}. Next to it, you see {self._listing(beside)}."
+        return f"You are facing the {facing}. Next to it, you see {self._world.listing(beside)}."
 
     def _inventory(self) -> str:
-        return "You are not carrying anything." if self._held is None else f"You are carrying: a {self._name[self._held]}."
+        return (
+            "You are not carrying anything." if self._held is None else f"You are carrying: a {self._name[self._held]}."
+        )

@@ -147,9 +147,9 @@ class ExploringExpert:
         return self._explore()
 
     def _explore(self) -> str:
-        if self._here and self._here in self._closed and self._here not in self._content:
-            if f"open {self._here}" not in self._blocked:
-                return f"open {self._here}"
+        opening = f"open {self._here}"
+        if self._here in self._closed and self._here not in self._content and opening not in self._blocked:
+            return opening
         for receptacle in self._route:
             if receptacle not in self._content and f"open {receptacle}" not in self._blocked:
                 return self._go(receptacle) or f"examine {receptacle}"

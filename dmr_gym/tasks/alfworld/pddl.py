@@ -176,7 +176,8 @@ def _parse_goal(text: str, source: str) -> Goal:
     is_placing = set(facts) - {"holds"} == {"inreceptacle", "objecttype", "receptacletype", *states}
     if is_placing and len(receptacles) == 1 and len(set(types.values())) == 1 and len(types) <= 2 and len(tasks) <= 1:
         task_type = TASK_TYPES[5] if len(types) == 2 else tasks[0] if tasks else TASK_TYPES[0]
-        return Goal(task_type, types.popitem()[1], receptacle_type=receptacles.pop(), count=len(types) + 1, states=states)
+        count = len(types)
+        return Goal(task_type, types.popitem()[1], receptacle_type=receptacles.pop(), count=count, states=states)
     raise TaskError(f"{source}: the goal is none of ALFWorld's six: {' '.join(text.split())[:200]}")
 
 
@@ -187,5 +188,7 @@ def _number_names(ids: set[str]) -> dict[str, str]:
         base = identifier.split("_bar_", 1)[0] + ("basin" if "basin" in identifier else "")
         groups[base].append(identifier)
     return {
-        identifier: f"{base} {len(group) - index}" for base, group in groups.items() for index, identifier in enumerate(group)
+        identifier: f"{base} {len(group) - index}"
+        for base, group in groups.items()
+        for index, identifier in enumerate(group)
     }
