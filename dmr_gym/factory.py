@@ -1,0 +1,44 @@
+"""Plain data to live objects: the one rule by which every part reads its configuration.
+
+A configuration is a mapping with a "kind" and options. The options are the keyword-only parameters of the kind's
+builder, so the signature is the list of what is allowed.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from dmr_gym.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def build(part: str, builders: Mapping[str, Callable[..., T]], config: Mapping[str, Any], *args: Any) -> T:
+    """Call the builder that ``config["kind"]`` names.
+
+    Args:
+        part: what is built, for messages: "backend", "encoder".
+        builders: kind -> function of ``*args`` and keyword-only options.
+        config: plain data with a "kind" and the kind's options.
+        *args: passed on before the options.
+
+    Raises:
+        ConfigError: no mapping, an unknown kind, an unknown option, or an option without default is missing.
+    """
+    if not isinstance(config, Mapping):
+        raise ConfigError(f'{part} must be a mapping with a "kind", got {type(config).__name__}: {config!r}')
+    kind = config.get("kind")
+    if not isinstance(kind, str) or kind not in builders:
+        raise ConfigError(f"{part} kind must be one of {sorted(builders)}, got {kind!r}")
+    options = {name: value for name, value in config.items() if name != "kind"}
+    parameters = inspect.signature(builders[kind]).parameters.values()
+    allowed = {p.name: p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+    unknown = sorted(set(options) - set(allowed))
+    if unknown:
+        raise ConfigError(f"{part} kind {kind!r} has no option {', '.join(unknown)}; it takes {sorted(allowed)}")
+    missing = sorted(n for n, p in allowed.items() if p.default is inspect.Parameter.empty and n not in options)
+    if missing:
+        raise ConfigError(f"{part} kind {kind!r} needs the option {', '.join(missing)}")
+    return builders[kind](*args, **options)

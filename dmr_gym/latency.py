@@ -1,0 +1,216 @@
+"""Latency of a step in seconds: the paper's cost model (Eq. 9), its calibrated coefficients (Table 3), and estimators.
+
+An episode of N steps that generates n_h tokens at high and n_l tokens at low precision takes
+T = N·ℓ_r + n_h·ℓ_h + n_l·ℓ_l (Eq. 9), with ℓ_r per router call and ℓ_h, ℓ_l per completion token. Prefill is part of
+ℓ_h and ℓ_l: they divide the whole wall clock of a call by its completion tokens. Times are milliseconds in tables and
+settings, as the paper prints them, and seconds everywhere else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from dmr_gym.config import unknown_name
+from dmr_gym.errors import ConfigError
+from dmr_gym.types import LatencyModel, LLMCall
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationRow:
+    """One row of Table 3, measured on one A6000 under 16 concurrent shards.
+
+    Attributes:
+        high_ms: ℓ_h, ms per completion token at bf16.
+        low_ms: ℓ_l, ms per completion token of the quantized copy.
+        router_ms: ℓ_r, ms per routing decision, the sentence encoder included.
+        sessions: tasks that were pooled.
+        projected: ``low_ms`` is not measured: no 3-bit kernel ran, and the paper divides the AWQ W4 value by 1.15.
+    """
+
+    high_ms: float
+    low_ms: float
+    router_ms: float
+    sessions: int
+    projected: bool = False
+
+
+TABLE_3: Mapping[str, CalibrationRow] = MappingProxyType(
+    {
+        "webshop-1.7b-awq-w4": CalibrationRow(12.64, 10.29, 22.81, 256),
+        "webshop-1.7b-gptq-w4": CalibrationRow(12.64, 11.51, 22.81, 256),
+        "webshop-4b-awq-w4": CalibrationRow(23.89, 16.36, 29.15, 256),
+        "webshop-4b-gptq-w4": CalibrationRow(23.89, 16.73, 29.15, 256),
+        "alfworld-1.7b-awq-w4": CalibrationRow(13.08, 10.23, 17.13, 64),
+        "alfworld-1.7b-gptq-w4": CalibrationRow(13.08, 10.30, 17.13, 64),
+        "alfworld-4b-awq-w4": CalibrationRow(25.02, 16.77, 19.90, 64),
+        "alfworld-4b-gptq-w3": CalibrationRow(25.02, 14.58, 19.90, 64, projected=True),
+    }
+)
+"""The paper's Table 3 by name: benchmark, size of the Qwen3 model, quantization."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLinearLatency:
+    """Eq. 9: a price per completion token and precision, and one per routing decision.
+
+    Attributes:
+        ms_per_token: ms per completion token of each precision.
+        router_ms: ms per routing decision; 0 for a policy that asks no router.
+
+    Raises:
+        ConfigError: if a coefficient is negative or not finite.
+    """
+
+    ms_per_token: Mapping[str, float]
+    router_ms: float
+
+    def __post_init__(self) -> None:
+        """Check the coefficients."""
+        named = {"router_ms": self.router_ms} | {f"ms_per_token.{key}": ms for key, ms in self.ms_per_token.items()}
+        for name, value in named.items():
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+                raise ConfigError(f"{name} must be a finite number of milliseconds of at least 0, got {value!r}")
+
+    def llm_seconds(self, call: LLMCall) -> float:
+        """Time of the LLM call: completion tokens times the precision's price."""
+        return call.completion_tokens * self.ms_per_token[call.precision] / 1000
+
+    def router_seconds(self, call: LLMCall) -> float:
+        """Time of the routing decision; 0 when the router was not asked."""
+        return self.router_ms / 1000 if call.router_called else 0.0
+
+
+def trajectory_seconds(model: LatencyModel, calls: Iterable[LLMCall]) -> float:
+    """T of Eq. 9, in seconds: the LLM calls and the routing decisions of one trajectory."""
+    return sum(model.llm_seconds(call) + model.router_seconds(call) for call in calls)
+
+
+def _token_linear(settings: Mapping[str, Any], precisions: Sequence[str]) -> TokenLinearLatency:
+    known = ("kind", "row", "ms_per_token", "router_ms")
+    for key in settings:
+        if key not in known:
+            raise ConfigError(unknown_name("latency setting", key, known))
+    row = _row(settings["row"]) if "row" in settings else None
+    if "ms_per_token" in settings:
+        prices = settings["ms_per_token"]
+    elif row is not None and len(precisions) == 2:
+        prices = dict(zip(precisions, (row.low_ms, row.high_ms), strict=True))
+    else:
+        example = ", ".join(f"{name!r}: ..." for name in precisions)
+        why = f"has two prices, but there are {len(precisions)} precisions" if row else "or a row of Table 3 is needed"
+        raise ConfigError(f"latency {why}: pass {{'ms_per_token': {{{example}}}, 'router_ms': ...}}")
+    router_ms = settings.get("router_ms", row.router_ms if row else None)
+    if not isinstance(prices, Mapping) or set(prices) != set(precisions):
+        got = list(prices) if isinstance(prices, Mapping) else prices
+        raise ConfigError(f"latency ms_per_token must price exactly the precisions {list(precisions)}, got {got!r}")
+    if router_ms is None:
+        raise ConfigError("latency needs router_ms, ms per routing decision (0 where no router runs)")
+    return TokenLinearLatency(dict(prices), router_ms)
+
+
+_KINDS: dict[str, Callable[[Mapping[str, Any], Sequence[str]], LatencyModel]] = {"token-linear": _token_linear}
+
+
+def _row(name: str) -> CalibrationRow:
+    if name not in TABLE_3:
+        raise ConfigError(unknown_name("latency row of Table 3", name, TABLE_3))
+    return TABLE_3[name]
+
+
+def make_latency_model(name_or_mapping: str | Mapping[str, Any], precisions: Sequence[str]) -> LatencyModel:
+    """Build a latency model from plain data.
+
+    Args:
+        name_or_mapping: the name of a row in `TABLE_3`, whose ℓ_l prices the lower and ℓ_h the higher of two
+            precisions; or ``{"ms_per_token": {"w3": 14.58, "w4": 16.77, "bf16": 25.02}, "router_ms": 19.9}``; or
+            ``{"row": name, "router_ms": 0}``, a row with some settings replaced.
+        precisions: the names to price, in ascending precision.
+
+    Raises:
+        ConfigError: for an unknown name or setting, or prices that do not match the precisions.
+    """
+    if isinstance(name_or_mapping, str):
+        name_or_mapping = {"row": name_or_mapping}
+    if not isinstance(name_or_mapping, Mapping):
+        raise ConfigError(f"latency must be a row of Table 3 or a mapping, got {name_or_mapping!r}")
+    kind = name_or_mapping.get("kind", "token-linear")
+    if kind not in _KINDS:
+        raise ConfigError(unknown_name("latency kind", kind, _KINDS))
+    return _KINDS[kind](name_or_mapping, precisions)
+
+
+def break_even_tokens(high_ms: float, low_ms: float, router_ms: float, high_share: float = 0.0) -> float:
+    """Tokens a step above which routing is faster than high precision alone, at equal trajectories.
+
+    Solves router_ms + n·(K·high_ms + (1 − K)·low_ms) = n·high_ms for n.
+
+    Args:
+        high_ms: ms per token at high precision.
+        low_ms: ms per token at low precision.
+        router_ms: ms per routing decision.
+        high_share: share K of the steps that go to high precision, in [0, 1].
+
+    Returns:
+        Completion tokens a step; infinity where the router can never pay for itself.
+    """
+    saved_ms = (1 - high_share) * (high_ms - low_ms)
+    return router_ms / saved_ms if saved_ms > 0 else math.inf
+
+
+def per_token_speedup(high_ms: float, low_ms: float, high_share: float = 0.0) -> float:
+    """Most that routing can gain over high precision at equal lengths: ℓ_h / (K·ℓ_h + (1 − K)·ℓ_l)."""
+    return high_ms / (high_share * high_ms + (1 - high_share) * low_ms)
+
+
+def pooled_ms_per_token(elapsed_s: Sequence[float], completion_tokens: Sequence[int]) -> float:
+    """Eq. 10: ms per token as the ratio of sums over sessions, not the mean of their ratios.
+
+    Args:
+        elapsed_s: seconds spent in calls of one precision, one entry a session.
+        completion_tokens: tokens generated in these calls, one entry a session.
+
+    Raises:
+        ConfigError: if the lengths differ or no token was generated.
+    """
+    return _ratio_of_sums_ms(elapsed_s, completion_tokens, "completion_tokens")
+
+
+def pooled_router_ms(router_s: Sequence[float], decided_steps: Sequence[int]) -> float:
+    """Eq. 11: ms per routing decision as the ratio of sums over sessions.
+
+    Args:
+        router_s: seconds spent in the router, one entry a session.
+        decided_steps: steps that the router decided, one entry a session; steps forced by a rule do not count.
+
+    Raises:
+        ConfigError: if the lengths differ or no step was decided.
+    """
+    return _ratio_of_sums_ms(router_s, decided_steps, "decided_steps")
+
+
+def _ratio_of_sums_ms(seconds: Sequence[float], counts: Sequence[int], name: str) -> float:
+    if len(seconds) != len(counts):
+        raise ConfigError(f"one entry a session is needed in both: {len(seconds)} times but {len(counts)} {name}")
+    total = sum(counts)
+    if total <= 0:
+        raise ConfigError(f"the sum of {name} must be positive, got {total}")
+    return 1000 * sum(seconds) / total
+
+
+def lambda_per_second(normalized: float, reference_s: float) -> float:
+    """Turn a price per reference episode into λ per second, so that λ·T = normalized·T / reference_s.
+
+    Args:
+        normalized: reward that one reference episode costs; comparable across models and benchmarks.
+        reference_s: mean episode time at high precision alone, in seconds.
+
+    Raises:
+        ConfigError: if ``reference_s`` is not positive.
+    """
+    if not reference_s > 0:
+        raise ConfigError(f"reference_s must be a positive number of seconds, got {reference_s!r}")
+    return normalized / reference_s

@@ -1,0 +1,244 @@
+"""The environment for N tasks at once: one batch of LLM calls and one batch of embeddings a step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from gymnasium.error import InvalidAction, ResetNeeded
+from gymnasium.utils import seeding
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from numpy.typing import NDArray
+
+from dmr_gym.config import EnvConfig, unknown_name
+from dmr_gym.episode import EpisodeState, Turn, choose_start
+from dmr_gym.errors import ConfigError
+from dmr_gym.parts import build_parts, routing_spaces
+from dmr_gym.render import check_render_mode, render_frame
+from dmr_gym.types import Backend, FloatArray
+
+
+class PrecisionRoutingVectorEnv(VectorEnv[FloatArray, NDArray[np.int64], NDArray[Any]]):
+    """N copies of `PrecisionRoutingEnv` that share one backend, encoder and cache.
+
+    Observations, rewards, ends and infos are those of the single environment for the same seeds and actions; only the
+    calls are batched (so with ``info_text``, cache_hit can differ: equal calls of a batch are computed once).
+    ``gymnasium.make_vec(id, num_envs=N)`` makes one.
+
+    Args:
+        num_envs: sub-environments N.
+        autoreset_mode: "NextStep" (a step after the end resets and ignores its action), "SameStep" (the last step
+            resets; infos carry final_obs and final_info), or "Disabled" (reset with ``options={"reset_mask": ...}``).
+        render_mode: "ansi", "rgb_array" or None.
+        **settings: keywords of `PrecisionRoutingEnv`. A live ``task`` object cannot be shared, so ``task`` is a kind.
+
+    Raises:
+        ConfigError: for a setting that is unknown or out of range.
+    """
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        *,
+        autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
+        render_mode: str | None = None,
+        **settings: Any,
+    ) -> None:
+        if not isinstance(num_envs, int) or num_envs < 1:
+            raise ConfigError(f"num_envs must be a whole number of at least 1, got {num_envs!r}")
+        defaults = EnvConfig().kwargs()
+        for key in settings:
+            if key not in defaults:
+                raise ConfigError(unknown_name("PrecisionRoutingVectorEnv setting", key, defaults))
+        self.num_envs = num_envs
+        self.autoreset_mode = _autoreset_mode(autoreset_mode)
+        self.metadata = {"render_modes": ["ansi", "rgb_array"], "render_fps": 2, "autoreset_mode": self.autoreset_mode}
+        self.render_mode = check_render_mode(render_mode, self.metadata["render_modes"])
+        self._parts = build_parts(defaults | settings, copies=num_envs)
+        self._rngs: list[np.random.Generator | None] = [None] * num_envs
+        self.single_observation_space, self.single_action_space = routing_spaces(self._parts.rules)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """Names of the actions, in ascending precision."""
+        return self._parts.rules.precisions
+
+    @property
+    def task_ids(self) -> Sequence[str]:
+        """Ids of the panel, for ``reset(options={"task_id": ...})``."""
+        return self._parts.task_ids
+
+    @property
+    def backend(self) -> Backend:
+        """The LLM copies, for example to ask for their token distributions."""
+        return self._parts.backend
+
+    @property
+    def turns(self) -> tuple[tuple[Turn, ...], ...]:
+        """For each sub-environment, the steps of its present episode with their prompts and completions."""
+        return tuple(episode.turns for episode in self._parts.episodes)
+
+    @property  # type: ignore[misc]  # as in gymnasium's SyncVectorEnv
+    def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
+        """The random generator of each sub-environment."""
+        return tuple(self._rng(i) for i in range(self.num_envs))
+
+    def reset(
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[FloatArray, dict[str, Any]]:
+        """Start episodes.
+
+        Args:
+            seed: an int gives sub-environment i the seed ``seed + i``; a list gives each its own (a group of G equal
+                episodes is ``[s] * G``); None goes on drawing.
+            options: as in the single environment, each value for all or a list of N; and "reset_mask", an (N,) bool
+                array with the sub-environments to reset (all without it).
+
+        Returns:
+            Observations (N, L, D), and infos with entries where an episode began.
+        """
+        options = dict(options or {})
+        chosen = self._reset_indices(options.pop("reset_mask", None))
+        seeds = [seed + i for i in range(self.num_envs)] if isinstance(seed, int | np.integer) else seed
+        each = self._split(options)
+        for i, one in zip(chosen, self._listed("seed", seeds, chosen), strict=True):
+            if one is not None:
+                self._rngs[i] = seeding.np_random(one)[0]
+        starts = [self._choose(i, each[i]) for i in chosen]
+        texts = [self._parts.episodes[i].begin(*start) for i, start in zip(chosen, starts, strict=True)]
+        self._observe(chosen, texts)
+        return self._observations(), self._infos(chosen)
+
+    def step(
+        self, actions: Any
+    ) -> tuple[FloatArray, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
+        """Step every sub-environment.
+
+        Args:
+            actions: (N,) integers, indices into `precisions`.
+
+        Returns:
+            Observations (N, L, D) float32, rewards (N,) float64, terminated and truncated (N,) bool, and infos: arrays
+            over the sub-environments with a ``_key`` mask for each key.
+
+        Raises:
+            InvalidAction, ResetNeeded, BackendError: as in the single environment; nothing has changed then.
+        """
+        actions = np.asarray(actions)
+        if actions.shape != (self.num_envs,):
+            raise InvalidAction(f"expected {self.num_envs} actions, got an array of shape {actions.shape}")
+        parts, episodes = self._parts, self._parts.episodes
+        mode = self.autoreset_mode
+        resetting = [i for i, e in enumerate(episodes) if e.over] if mode is AutoresetMode.NEXT_STEP else []
+        stepping = [i for i in range(self.num_envs) if i not in resetting]
+        requests = [episodes[i].request(actions[i]) for i in stepping]
+        completions = parts.backend.generate(requests) if requests else []
+        calls = zip(stepping, requests, completions, strict=True)
+        texts = [episodes[i].apply(request, completion) for i, request, completion in calls]
+        texts += [episodes[i].begin(*self._choose(i)) for i in resetting]
+        self._observe(stepping + resetting, texts)
+
+        rewards = np.zeros(self.num_envs)
+        rewards[stepping] = [episodes[i].turns[-1].reward for i in stepping]
+        terminated = np.array([episode.over for episode in episodes], dtype=np.bool_)
+        infos: dict[str, Any] = {}
+        if mode is AutoresetMode.SAME_STEP and terminated.any():
+            infos = self._reset_at_once(np.flatnonzero(terminated).tolist())
+        infos = self._infos(range(self.num_envs), infos)
+        return self._observations(), rewards, terminated, np.zeros(self.num_envs, dtype=np.bool_), infos
+
+    def snapshot(self) -> tuple[EpisodeState, ...]:
+        """All N episodes as they stand."""
+        return tuple(episode.snapshot() for episode in self._parts.episodes)
+
+    def restore(self, states: Sequence[EpisodeState]) -> tuple[FloatArray, dict[str, Any]]:
+        """Put N snapshots in place, of this environment or of others with the same settings, in any order.
+
+        Returns:
+            Observations and infos, as reset does.
+        """
+        everyone = range(self.num_envs)
+        for i, state in zip(everyone, self._listed("states", states, everyone), strict=True):
+            self._parts.episodes[i].restore(state)
+        return self._observations(), self._infos(everyone)
+
+    def render(self) -> tuple[Any, ...] | None:
+        """One frame a sub-environment; None without a render mode."""
+        if self.render_mode is None:
+            return None
+        if any(episode.start is None for episode in self._parts.episodes):
+            raise ResetNeeded("cannot render before reset: call envs.reset() first")
+        return tuple(render_frame(self.render_mode, episode) for episode in self._parts.episodes)
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """Close the cache and whatever else is open."""
+        self._parts.close()
+
+    def _choose(self, i: int, options: dict[str, Any] | None = None) -> tuple[str, int]:
+        temperature = self._parts.rules.sampling.temperature
+        return choose_start(self._rng(i), self._parts.task_ids, options, temperature)
+
+    def _rng(self, i: int) -> np.random.Generator:
+        rng = self._rngs[i]
+        if rng is None:
+            rng = self._rngs[i] = seeding.np_random()[0]
+        return rng
+
+    def _observe(self, indices: Sequence[int], texts: Sequence[str]) -> None:
+        embeddings = self._parts.encoder.encode(texts)
+        for i, embedding in zip(indices, embeddings, strict=True):
+            self._parts.episodes[i].append(embedding)
+
+    def _observations(self) -> FloatArray:
+        batch = np.empty(self.observation_space.shape or (), dtype=np.float32)
+        for i, episode in enumerate(self._parts.episodes):
+            episode.observation(batch[i])
+        return batch
+
+    def _infos(self, indices: Iterable[int], infos: dict[str, Any] | None = None) -> dict[str, Any]:
+        infos = infos or {}
+        for i in indices:
+            infos = self._add_info(infos, self._parts.episodes[i].info(), i)
+        return infos
+
+    def _reset_at_once(self, ended: list[int]) -> dict[str, Any]:
+        infos: dict[str, Any] = {}
+        for i in ended:
+            episode = self._parts.episodes[i]
+            infos = self._add_info(infos, {"final_obs": episode.observation(), "final_info": episode.info()}, i)
+        self._observe(ended, [self._parts.episodes[i].begin(*self._choose(i)) for i in ended])
+        return infos
+
+    def _reset_indices(self, mask: Any) -> list[int]:
+        if mask is None:
+            return list(range(self.num_envs))
+        expected = isinstance(mask, np.ndarray) and mask.dtype == np.bool_ and mask.shape == (self.num_envs,)
+        if not expected or not mask.any():
+            raise ConfigError(f"reset_mask must be a bool array of shape ({self.num_envs},) with a True, got {mask!r}")
+        return [int(i) for i in np.flatnonzero(mask)]
+
+    def _listed(self, name: str, values: Sequence[Any] | NDArray[Any] | None, indices: Iterable[int]) -> list[Any]:
+        if values is None:
+            values = [None] * self.num_envs
+        if len(values) != self.num_envs:
+            raise ConfigError(f"expected {self.num_envs} {name}, one a sub-environment, got {len(values)}")
+        return [values[i] for i in indices]
+
+    def _split(self, options: dict[str, Any]) -> list[dict[str, Any]]:
+        everyone = range(self.num_envs)
+        columns = {}
+        for key, value in options.items():
+            each = value if isinstance(value, list | tuple | np.ndarray) else [value] * self.num_envs
+            columns[key] = self._listed(key, each, everyone)
+        return [{key: column[i] for key, column in columns.items()} for i in everyone]
+
+
+def _autoreset_mode(mode: str | AutoresetMode) -> AutoresetMode:
+    try:
+        return AutoresetMode(mode)
+    except ValueError as error:
+        raise ConfigError(unknown_name("autoreset_mode", mode, [known.value for known in AutoresetMode])) from error

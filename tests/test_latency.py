@@ -1,0 +1,150 @@
+"""dmr_gym.latency: Eq. 9 to 11, Table 3, and the numbers that follow from them."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from dmr_gym.errors import ConfigError
+from dmr_gym.latency import (
+    TABLE_3,
+    TokenLinearLatency,
+    break_even_tokens,
+    lambda_per_second,
+    make_latency_model,
+    per_token_speedup,
+    pooled_ms_per_token,
+    pooled_router_ms,
+    trajectory_seconds,
+)
+from dmr_gym.types import LatencyModel, LLMCall
+
+# Table 3 as printed, and what follows: l_h, l_l, l_r, sessions, l_h/l_l, break-even tokens at K = 0, .2, .4, .7,
+# and the largest per-token speed-up at K = .2.
+GOLDEN = {
+    "webshop-1.7b-awq-w4": (12.64, 10.29, 22.81, 256, 1.228, (9.7, 12.1, 16.2, 32.4), 1.175),
+    "webshop-1.7b-gptq-w4": (12.64, 11.51, 22.81, 256, 1.098, (20.2, 25.2, 33.6, 67.3), 1.077),
+    "webshop-4b-awq-w4": (23.89, 16.36, 29.15, 256, 1.460, (3.9, 4.8, 6.5, 12.9), 1.337),
+    "webshop-4b-gptq-w4": (23.89, 16.73, 29.15, 256, 1.428, (4.1, 5.1, 6.8, 13.6), 1.315),
+    "alfworld-1.7b-awq-w4": (13.08, 10.23, 17.13, 64, 1.279, (6.0, 7.5, 10.0, 20.0), 1.211),
+    "alfworld-1.7b-gptq-w4": (13.08, 10.30, 17.13, 64, 1.270, (6.2, 7.7, 10.3, 20.5), 1.205),
+    "alfworld-4b-awq-w4": (25.02, 16.77, 19.90, 64, 1.492, (2.4, 3.0, 4.0, 8.0), 1.358),
+    "alfworld-4b-gptq-w3": (25.02, 14.58, 19.90, 64, 1.716, (1.9, 2.4, 3.2, 6.4), 1.501),
+}
+ROW = "alfworld-4b-gptq-w3"
+
+
+def test_table_3_has_exactly_the_papers_rows() -> None:
+    """Eight rows, each with the printed coefficients; only W3 is projected."""
+    printed = {name: golden[:4] for name, golden in GOLDEN.items()}
+    assert {name: (row.high_ms, row.low_ms, row.router_ms, row.sessions) for name, row in TABLE_3.items()} == printed
+    assert [name for name, row in TABLE_3.items() if row.projected] == [ROW]
+
+
+def test_w3_is_the_awq_w4_value_over_1_15() -> None:
+    """The projected coefficient is the one that the paper's rule gives, to the printed digits."""
+    assert round(TABLE_3["alfworld-4b-awq-w4"].low_ms / 1.15, 2) == TABLE_3[ROW].low_ms
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_break_even_and_speedup_follow_from_the_table(name: str) -> None:
+    """Break-even tokens and speed-up limits match the hand-derived ones of every row."""
+    row = TABLE_3[name]
+    _, _, _, _, ratio, tokens, speedup = GOLDEN[name]
+    shares = (0.0, 0.2, 0.4, 0.7)
+    # The golden values were derived from unrounded numbers and printed with one digit.
+    assert tuple(break_even_tokens(row.high_ms, row.low_ms, row.router_ms, share) for share in shares) == pytest.approx(
+        tokens, abs=0.051
+    )
+    assert per_token_speedup(row.high_ms, row.low_ms) == pytest.approx(ratio, abs=6e-4)
+    assert per_token_speedup(row.high_ms, row.low_ms, 0.2) == pytest.approx(speedup, abs=6e-4)
+
+
+def test_break_even_balances_both_sides() -> None:
+    """At the break-even length a routed step takes as long as one at high precision."""
+    tokens = break_even_tokens(20.0, 10.0, 30.0, 0.4)
+    assert tokens == pytest.approx(5.0)
+    assert 30.0 + tokens * (0.4 * 20.0 + 0.6 * 10.0) == pytest.approx(tokens * 20.0)
+    assert break_even_tokens(20.0, 20.0, 30.0) == math.inf
+    assert break_even_tokens(20.0, 10.0, 30.0, 1.0) == math.inf
+
+
+def test_trajectory_seconds_is_eq_9() -> None:
+    """N = 3, n_h = 10, n_l = 7 + 5: T = 3·19.90 + 10·25.02 + 12·14.58 ms = 484.86 ms."""
+    model = make_latency_model(ROW, ("w3", "bf16"))
+    calls = [LLMCall("w3", 100, 7), LLMCall("bf16", 120, 10), LLMCall("w3", 140, 5)]
+    assert trajectory_seconds(model, calls) == pytest.approx(0.48486)
+    assert isinstance(model, LatencyModel)
+
+
+def test_steps_that_no_router_decided_pay_no_router() -> None:
+    """A forced step costs its tokens alone."""
+    model = TokenLinearLatency({"w3": 10.0, "bf16": 20.0}, router_ms=5.0)
+    assert model.router_seconds(LLMCall("bf16", 1, 4)) == 0.005
+    assert trajectory_seconds(model, [LLMCall("bf16", 1, 4, router_called=False)]) == pytest.approx(0.08)
+
+
+def test_a_row_prices_the_lower_and_the_higher_precision() -> None:
+    """Names are the environment's own, in ascending order."""
+    model = make_latency_model("webshop-1.7b-awq-w4", ("int4", "full"))
+    assert model == TokenLinearLatency({"int4": 10.29, "full": 12.64}, 22.81)
+
+
+def test_a_mapping_prices_any_number_of_precisions() -> None:
+    """Three precisions take three prices."""
+    settings = {"ms_per_token": {"w3": 14.58, "w4": 16.77, "bf16": 25.02}, "router_ms": 19.9}
+    model = make_latency_model(settings, ("w3", "w4", "bf16"))
+    assert model.llm_seconds(LLMCall("w4", 0, 100)) == pytest.approx(1.677)
+
+
+def test_a_row_with_replaced_settings() -> None:
+    """A policy without a router keeps the row's token prices."""
+    model = make_latency_model({"row": ROW, "router_ms": 0}, ("w3", "bf16"))
+    assert model == TokenLinearLatency({"w3": 14.58, "bf16": 25.02}, 0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "precisions", "message"),
+    [
+        (
+            "alfworld-4b-gptq-w4",
+            ("a", "b"),
+            r"unknown latency row .*did you mean 'alfworld-4b-gptq-w3'\? known: webshop",
+        ),
+        (ROW, ("a", "b", "c"), r"has two prices, but there are 3 precisions: pass \{'ms_per_token': \{'a': ..."),
+        ({"router_ms": 1}, ("a", "b"), "or a row of Table 3 is needed"),
+        ({"ms_per_tokn": {}}, ("a", "b"), r"unknown latency setting 'ms_per_tokn'; did you mean 'ms_per_token'\?"),
+        ({"ms_per_token": {"a": 1.0}, "router_ms": 1}, ("a", "b"), r"exactly the precisions \['a', 'b'\], got \['a'\]"),
+        ({"ms_per_token": {"a": 1, "b": 2}}, ("a", "b"), "needs router_ms"),
+        ({"ms_per_token": {"a": -1, "b": 2}, "router_ms": 1}, ("a", "b"), "ms_per_token.a must be a finite number"),
+        ({"ms_per_token": {"a": 1, "b": 2}, "router_ms": math.nan}, ("a", "b"), "router_ms must be a finite number"),
+        ({"kind": "quadratic"}, ("a", "b"), "unknown latency kind 'quadratic'; known: token-linear"),
+        (3.0, ("a", "b"), "must be a row of Table 3 or a mapping, got 3.0"),
+    ],
+)
+def test_wrong_settings_say_the_way_out(settings: object, precisions: tuple[str, ...], message: str) -> None:
+    """Each mistake has its own message."""
+    with pytest.raises(ConfigError, match=message):
+        make_latency_model(settings, precisions)
+
+
+def test_estimators_are_ratios_of_sums() -> None:
+    """Sessions of 1 s / 100 tokens and 9 s / 300 tokens pool to 25 ms a token; the mean of ratios would be 20."""
+    assert pooled_ms_per_token([1.0, 9.0], [100, 300]) == pytest.approx(25.0)
+    assert pooled_router_ms([0.1, 0.5], [10, 20]) == pytest.approx(20.0)
+
+
+@pytest.mark.parametrize(("seconds", "counts"), [([1.0], [1, 2]), ([1.0], [0]), ([], [])])
+def test_estimators_refuse_what_has_no_ratio(seconds: list[float], counts: list[int]) -> None:
+    """Lengths must match and something must have been counted."""
+    with pytest.raises(ConfigError):
+        pooled_router_ms(seconds, counts)
+
+
+def test_lambda_per_second_prices_a_reference_episode() -> None:
+    """λ·T of the reference episode is the normalized price."""
+    lambda_ = lambda_per_second(0.3, 19.89)
+    assert lambda_ * 19.89 == pytest.approx(0.3)
+    with pytest.raises(ConfigError, match="reference_s must be a positive number of seconds, got 0"):
+        lambda_per_second(0.3, 0)
