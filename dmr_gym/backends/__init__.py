@@ -1,0 +1,128 @@
+"""LLM backends: copies of one base model, one a precision, behind the protocol `dmr_gym.types.Backend`.
+
+Kinds for `make_backend`:
+
+* ``embedded``: the small agents shipped inside the package, computed by `LocalBackend`;
+* ``local``: checkpoints of your own, folders or hub ids, computed by `LocalBackend`;
+* ``scripted``: answers without weights, for tests, examples and continuous integration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from dmr_gym.backends.scripted import ScriptedBackend, scripted_from_config
+from dmr_gym.errors import ConfigError, MissingDependency
+from dmr_gym.factory import build
+from dmr_gym.types import Backend
+
+if TYPE_CHECKING:
+    from dmr_gym.backends.local import LocalBackend
+
+__all__ = ["LocalBackend", "ScriptedBackend", "embedded_precisions", "make_backend"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import `LocalBackend`, and torch with it, only when it is asked for."""
+    if name == "LocalBackend":
+        return _local_backend()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def make_backend(config: Mapping[str, Any], precisions: Sequence[str]) -> Backend:
+    """Build a backend from plain data.
+
+    Args:
+        config: {"kind": "embedded", "world": "alfworld"} | {"kind": "local", "models": {precision: folder or hub id}}
+            | {"kind": "scripted", "answers": ...}, each with the options of its class.
+        precisions: names in ascending precision; index 0 is the lowest.
+
+    Raises:
+        ConfigError: an unknown kind, option or precision; the message lists what is allowed.
+        MissingDependency: the kind needs a package that is not installed.
+    """
+    names = tuple(precisions)
+    if isinstance(precisions, str) or not names or len(set(names)) != len(names):
+        raise ConfigError(f"precisions must be distinct names, the lowest first, got {precisions!r}")
+    builders: dict[str, Callable[..., Backend]] = {
+        "embedded": _embedded,
+        "local": _local,
+        "scripted": scripted_from_config,
+    }
+    return build("backend", builders, config, names)
+
+
+def embedded_precisions(world: str) -> tuple[str, ...]:
+    """Return the precisions whose weights this installation carries for a world, sorted by name.
+
+    Raises:
+        ConfigError: no weights for that world; the message lists the worlds there are.
+    """
+    from importlib.resources import files
+
+    root = files("dmr_gym") / "weights"
+    worlds = {entry.name: entry for entry in root.iterdir() if entry.is_dir()} if root.is_dir() else {}
+    if world not in worlds:
+        raise ConfigError(f"no embedded weights for world {world!r}; this installation carries {sorted(worlds)}")
+    return tuple(sorted(entry.name for entry in worlds[world].iterdir() if (entry / "config.json").is_file()))
+
+
+def _local_backend() -> type[LocalBackend]:
+    for package in ("torch", "transformers", "safetensors"):
+        try:
+            __import__(package)
+        except ImportError as error:
+            raise MissingDependency(package, "", "LocalBackend") from error
+    from dmr_gym.backends.local import LocalBackend
+
+    return LocalBackend
+
+
+def _embedded(
+    precisions: tuple[str, ...],
+    *,
+    world: str = "alfworld",
+    device: str = "cpu",
+    dtype: str | None = None,
+    max_batch_size: int = 16,
+    prefix_cache_mib: int = 512,
+) -> Backend:
+    available = embedded_precisions(world)
+    unknown = [name for name in precisions if name not in available]
+    if unknown:
+        raise ConfigError(
+            f"no embedded weights for precision {', '.join(map(repr, unknown))} in world {world!r}; "
+            f"this installation carries {list(available)}"
+        )
+    return _local_backend()(
+        {name: f"embedded:{world}/{name}" for name in precisions},
+        device=device,
+        dtype=dtype,
+        max_batch_size=max_batch_size,
+        prefix_cache_mib=prefix_cache_mib,
+    )
+
+
+def _local(
+    precisions: tuple[str, ...],
+    *,
+    models: Mapping[str, str],
+    device: str = "cpu",
+    dtype: str | None = None,
+    max_batch_size: int = 16,
+    prefix_cache_mib: int = 512,
+    chat_template_options: Mapping[str, Any] | None = None,
+) -> Backend:
+    if not isinstance(models, Mapping) or set(precisions) - set(models):
+        raise ConfigError(
+            f"models must map each of {list(precisions)} to a checkpoint folder or hub id, got {models!r}"
+        )
+    return _local_backend()(
+        {name: models[name] for name in precisions},
+        device=device,
+        dtype=dtype,
+        max_batch_size=max_batch_size,
+        prefix_cache_mib=prefix_cache_mib,
+        chat_template_options=chat_template_options,
+    )

@@ -1,0 +1,187 @@
+"""Checkpoints on disk: where they are, what they are, and how they become a model.
+
+Only safetensors weights are read and no code of a checkpoint is run. Compressed-tensors checkpoints (W3, W4, W8) are
+dequantized once, at load: their weights stay on the quantization grid and every forward pass is a plain matrix product.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import re
+import warnings
+from collections.abc import Iterator
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dmr_gym.errors import BackendError, MissingDependency
+
+CONTENT = ("*.json", "*.jinja", "*.model", "*.safetensors", "*.txt")
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+
+
+def resolve_checkpoint(model: str) -> Path:
+    """Find the folder of a checkpoint.
+
+    Args:
+        model: a folder, "embedded:<name>" for one inside this package, or a hub id "org/name" or "org/name@revision".
+
+    Raises:
+        BackendError: there is no such folder, the hub cannot deliver it, or it has no safetensors weights.
+    """
+    if model.startswith("embedded:"):
+        folder = Path(str(files("dmr_gym"))) / "weights" / model.removeprefix("embedded:")
+        hint = "reinstall dmr-gym, or name a checkpoint folder"
+    elif Path(model).expanduser().is_dir() or not HUB_ID.fullmatch(model):
+        folder = Path(model).expanduser()
+        hint = 'give an existing folder, a hub id "org/name", or "embedded:<name>"'
+    else:
+        folder, hint = _download(model), ""
+    if not (folder / "config.json").is_file():
+        raise BackendError(f"checkpoint {model!r}: no config.json in {folder}; {hint}")
+    if not list(folder.glob("*.safetensors")):
+        found = sorted(path.name for path in folder.glob("*.bin")) or "no weights"
+        raise BackendError(
+            f"checkpoint {model!r}: expected *.safetensors in {folder}, found {found}; "
+            "pickled weights are refused: convert them with save_pretrained"
+        )
+    return folder
+
+
+def checkpoint_digest(folder: Path) -> str:
+    """Return the sha256 over configuration, tokenizer and weights of a checkpoint folder.
+
+    Each file is read once a process, and again when its size or modification time has changed.
+    """
+    paths = sorted({path for pattern in CONTENT for path in folder.glob(pattern) if path.is_file()})
+    listing = [(path.name, _file_sha256(path, path.stat().st_size, path.stat().st_mtime_ns)) for path in paths]
+    return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
+
+
+def load_checkpoint(folder: Path, device: torch.device, dtype: torch.dtype, attention: str) -> tuple[Any, Any]:
+    """Load model and tokenizer for inference.
+
+    Args:
+        folder: checkpoint folder.
+        device: where the weights go.
+        dtype: compute dtype; weights are converted to it.
+        attention: name of a registered attention function.
+
+    Raises:
+        BackendError: files are damaged or do not belong together, or need code of the checkpoint.
+        MissingDependency: a quantized checkpoint needs compressed-tensors.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attention}
+    try:
+        if _quantization_method(folder) == "compressed-tensors":
+            options["quantization_config"] = _dequantize_at_load()
+        with _quiet():
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+            model, report = AutoModelForCausalLM.from_pretrained(
+                folder,
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+                output_loading_info=True,
+                **options,
+            )
+    except MissingDependency:
+        raise
+    except Exception as error:  # loaders raise a dozen kinds; the cause stays attached
+        raise BackendError(
+            f"checkpoint {folder} cannot be loaded ({type(error).__name__}: {error}); expected a folder written by "
+            "save_pretrained, whose weights safetensors can open"
+        ) from error
+    wrong = {key: sorted(map(str, report[key])) for key in ("missing_keys", "mismatched_keys") if report.get(key)}
+    if wrong:
+        raise BackendError(
+            f"checkpoint {folder} does not hold all weights of its config.json: {wrong}; export it again"
+        )
+    model = model.to(device).eval()
+    _unwrap_quantized(model)
+    if dtype == torch.float32:
+        _fuse_norms(model)
+    return model, tokenizer
+
+
+def _download(model: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    name, _, revision = model.partition("@")
+    try:
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(CONTENT)))
+    except Exception as error:  # network, authentication, unknown repository: all of them mean "not here"
+        raise BackendError(
+            f"hub model {model!r} is not available ({type(error).__name__}: {error}); check the name and the network, "
+            "unset HF_HUB_OFFLINE, or give a checkpoint folder"
+        ) from error
+
+
+@cache
+def _file_sha256(path: Path, size: int, mtime_ns: int) -> str:
+    """Hash one file; size and time are arguments so that a changed file is another cache entry."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _quantization_method(folder: Path) -> str | None:
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return (config.get("quantization_config") or {}).get("quant_method")
+
+
+def _dequantize_at_load() -> Any:
+    try:
+        import compressed_tensors  # noqa: F401 - transformers would report its absence less clearly
+    except ImportError as error:
+        raise MissingDependency("compressed-tensors", "", "a quantized checkpoint") from error
+    from transformers import CompressedTensorsConfig
+
+    return CompressedTensorsConfig(dequantize=True)
+
+
+def _unwrap_quantized(model: torch.nn.Module) -> None:
+    """Remove the fake-quantization wrapper from layers that quantize weights only.
+
+    Dequantized weights already lie on the grid; the wrapper would cost half the time of a small layer at each call.
+    Schemes with quantized activations (W8A8) keep it, because it rounds the inputs.
+    """
+    for module in model.modules():
+        scheme: Any = getattr(module, "quantization_scheme", None)
+        dequantized = getattr(getattr(module, "quantization_status", None), "value", None) == "decompressed"
+        if dequantized and scheme.input_activations is None and scheme.output_activations is None:
+            module.__dict__.pop("forward", None)
+
+
+def _fuse_norms(model: torch.nn.Module) -> None:
+    """Let RMS norms run as one operator instead of six; decoding small models is bound by the number of operators.
+
+    Only in float32: there, both ways round alike.
+    """
+    for module in model.modules():
+        epsilon = getattr(module, "variance_epsilon", None)
+        if type(module).__name__.endswith("RMSNorm") and isinstance(epsilon, float):
+            module.forward = _FusedNorm(module.weight, epsilon)  # type: ignore[arg-type]
+
+
+class _FusedNorm:
+    def __init__(self, weight: torch.nn.Parameter, epsilon: float) -> None:
+        self.weight, self.epsilon = weight, epsilon
+
+    def __call__(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.rms_norm(hidden_states, self.weight.shape, self.weight, self.epsilon)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide progress bars and the notice that a checkpoint's quantization settings win over ours, which is intended."""
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        warnings.filterwarnings("ignore", message="You passed `quantization_config`")
+        yield

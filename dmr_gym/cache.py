@@ -1,0 +1,230 @@
+"""Caching as a wrapper: a cached backend is a backend, a cached encoder is an encoder.
+
+A key is the sha256 of (kind, model digest, precision, prompt, sampling settings, sample index), or of what the other
+calls depend on. Chat prompts enter it as their turns: the model digest covers the chat template that renders them.
+Values are JSON, or a JSON header and raw little-endian numbers; nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any, TypeVar
+
+import numpy as np
+
+from dmr_gym.errors import CacheError
+from dmr_gym.store import CompletionCache
+from dmr_gym.types import (
+    Backend,
+    Completion,
+    DistributionRequest,
+    Encoder,
+    FloatArray,
+    Prompt,
+    Request,
+    TokenDistributions,
+)
+
+__all__ = ["CachedBackend", "CachedEncoder", "CompletionCache"]
+
+R = TypeVar("R")
+A = TypeVar("A")
+
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+
+
+class CachedBackend:
+    """A backend that computes only what the store does not have.
+
+    Requests found in the store come back with ``cached=True`` and the seconds and token counts of the call that made
+    them. Equal requests of a batch are computed once; the first is the computed one, the others count as found.
+
+    Args:
+        backend: computes misses, all misses of a call in one batch.
+        store: where answers are kept.
+
+    Attributes:
+        hits: requests answered without computing.
+        misses: requests computed.
+    """
+
+    def __init__(self, backend: Backend, store: CompletionCache) -> None:
+        self.backend = backend
+        self.store = store
+        self.hits = 0
+        self.misses = 0
+        self._digests: dict[str, str] = {}
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """Names in ascending precision."""
+        return self.backend.precisions
+
+    def digest(self, precision: str) -> str:
+        """Content address of a copy, asked of the backend once."""
+        if precision not in self._digests:
+            self._digests[precision] = self.backend.digest(precision)
+        return self._digests[precision]
+
+    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        """Complete every prompt, from the store where possible.
+
+        Raises:
+            BackendError: the backend cannot answer a miss.
+            CacheError: the store cannot be read or written.
+        """
+        keys = [self._completion_key(request) for request in requests]
+        values, computed = _look_up(self.store, keys, requests, self.backend.generate, _pack_completion)
+        self._count(len(requests), len(computed))
+        return [_unpack_completion(value, i not in computed) for i, value in enumerate(values)]
+
+    def token_distributions(self, requests: Sequence[DistributionRequest]) -> list[TokenDistributions]:
+        """Score completions, from the store where possible.
+
+        Raises:
+            BackendError: the backend cannot answer a miss.
+            CacheError: the store cannot be read or written.
+        """
+        keys = [
+            _key("distributions", self.digest(r.precision), r.precision, _plain(r.prompt), r.completion, r.top_k)
+            for r in requests
+        ]
+        compute = self.backend.token_distributions
+        values, computed = _look_up(self.store, keys, requests, compute, _pack_distributions)
+        self._count(len(requests), len(computed))
+        return [_unpack_distributions(value) for value in values]
+
+    def _completion_key(self, request: Request) -> bytes:
+        s = request.sampling
+        sampling = [s.temperature, s.top_p, s.max_tokens, s.stop, s.seed]
+        digest = self.digest(request.precision)
+        return _key("completion", digest, request.precision, _plain(request.prompt), sampling, request.sample_index)
+
+    def _count(self, requests: int, computed: int) -> None:
+        self.misses += computed
+        self.hits += requests - computed
+
+
+class CachedEncoder:
+    """An encoder that computes only what the store does not have; equal texts of a call are computed once.
+
+    Args:
+        encoder: computes misses, all misses of a call in one batch.
+        store: where embeddings are kept.
+
+    Attributes:
+        hits: texts answered without computing.
+        misses: texts computed.
+    """
+
+    def __init__(self, encoder: Encoder, store: CompletionCache) -> None:
+        self.encoder = encoder
+        self.store = store
+        self.hits = 0
+        self.misses = 0
+
+    @property
+    def dim(self) -> int:
+        """Embedding width D."""
+        return self.encoder.dim
+
+    @property
+    def digest(self) -> str:
+        """Content address of the encoder."""
+        return self.encoder.digest
+
+    def encode(self, texts: Sequence[str]) -> FloatArray:
+        """Return unit-norm embeddings (n, D) float32, from the store where possible.
+
+        Raises:
+            CacheError: the store cannot be read or written, or holds a row of another width.
+        """
+        keys = [_key("embedding", self.digest, text) for text in texts]
+        values, computed = _look_up(
+            self.store, keys, texts, lambda missing: list(self.encoder.encode(missing)), _pack_row
+        )
+        self.misses += len(computed)
+        self.hits += len(texts) - len(computed)
+        if any(len(value) != 4 * self.dim for value in values):
+            raise CacheError(f"the store holds an embedding that is not {self.dim} wide; delete {self.store.path}")
+        return np.frombuffer(b"".join(values), dtype="<f4").astype(np.float32).reshape(len(texts), self.dim)
+
+
+def _look_up(
+    store: CompletionCache,
+    keys: Sequence[bytes],
+    requests: Sequence[R],
+    compute: Callable[[list[R]], Sequence[A]],
+    pack: Callable[[A], bytes],
+) -> tuple[list[bytes], set[int]]:
+    """Return the stored bytes of every request, and which requests were computed and stored by this call."""
+    found = store.get_many(keys)
+    first = {key: i for i, key in reversed(list(enumerate(keys))) if key not in found}
+    indices = sorted(first.values())
+    if not indices:
+        return [found[key] for key in keys], set()
+    answers = compute([requests[i] for i in indices])
+    fresh = {keys[i]: pack(answer) for i, answer in zip(indices, answers, strict=True)}
+    found.update(store.put_many(fresh))
+    computed = {i for i in indices if found[keys[i]] == fresh[keys[i]]}
+    return [found[key] for key in keys], computed
+
+
+def _key(*parts: Any) -> bytes:
+    return hashlib.sha256(_encode(parts).encode()).digest()
+
+
+def _plain(prompt: Prompt) -> str | list[list[str]]:
+    return prompt if isinstance(prompt, str) else [[message.role, message.content] for message in prompt]
+
+
+def _pack_completion(completion: Completion) -> bytes:
+    fields = asdict(completion)
+    del fields["cached"]
+    return json.dumps(fields).encode()
+
+
+def _unpack_completion(value: bytes, cached: bool) -> Completion:
+    try:
+        return Completion(**json.loads(value), cached=cached)
+    except (ValueError, TypeError) as error:
+        raise _damaged("completions") from error
+
+
+def _pack_row(row: FloatArray) -> bytes:
+    return row.astype("<f4").tobytes()
+
+
+def _pack_distributions(found: TokenDistributions) -> bytes:
+    """Return a header length (4 bytes), a JSON header, and the raw arrays behind it."""
+    header = {"tokens": found.tokens, "shape": found.logprobs.shape, "truncated": found.indices is not None}
+    encoded = json.dumps(header).encode()
+    arrays = [found.token_ids.astype("<i8"), found.logprobs.astype("<f4")]
+    if found.indices is not None:
+        arrays.append(found.indices.astype("<i8"))
+    return len(encoded).to_bytes(4, "little") + encoded + b"".join(array.tobytes() for array in arrays)
+
+
+def _unpack_distributions(value: bytes) -> TokenDistributions:
+    try:
+        start = 4 + int.from_bytes(value[:4], "little")
+        header = json.loads(value[4:start])
+        shape = tuple(header["shape"])
+        steps, entries = shape[0], math.prod(shape)
+        token_ids = np.frombuffer(value, "<i8", steps, start).astype(np.int64)
+        logprobs = np.frombuffer(value, "<f4", entries, start + 8 * steps).astype(np.float32).reshape(shape)
+        indices = None
+        if header["truncated"]:
+            indices = np.frombuffer(value, "<i8", entries, start + 8 * steps + 4 * entries).astype(np.int64)
+            indices = indices.reshape(shape)
+        return TokenDistributions(token_ids, tuple(header["tokens"]), logprobs, indices)
+    except (ValueError, KeyError, IndexError, TypeError) as error:
+        raise _damaged("token distributions") from error
+
+
+def _damaged(what: str) -> CacheError:
+    return CacheError(f"the store holds damaged {what}; delete the cache file: answers will be computed again")

