@@ -54,6 +54,9 @@ class ExploringExpert:
 
         Raises:
             TaskError: the introduction or the task sentence is none of ALFWorld's.
+
+        Attributes:
+            target: base name of the object that the task is about.
         """
         room = _SEEN_IN_ROOM.search(intro)
         task = intro.rsplit("Your task is to: ", 1)[-1].strip()
@@ -61,11 +64,11 @@ class ExploringExpert:
         if room is None or match is None:
             raise TaskError(f"expected an ALFWorld introduction and one of its task sentences, found {intro[-200:]!r}")
         parts = match.groupdict()
-        self._target, self._lamp = parts["object"], parts.get("lamp", "")
+        self.target, self._lamp = parts["object"], parts.get("lamp", "")
         self._goal_kind, self._count = parts.get("receptacle", ""), 2 if " two " in f" {task}" else 1
         self._receptacles = _THING.findall(room[1])
         self._goal = next((r for r in self._receptacles if kind(r) == self._goal_kind), "")
-        places = list(likely_places.get(self._target, ()))
+        places = list(likely_places.get(self.target, ()))
         rank = {place: index for index, place in enumerate(places)}
         self._route = sorted(self._receptacles, key=lambda r: rank.get(kind(r), len(places)))
         self._content: dict[str, list[str]] = {}
@@ -112,10 +115,10 @@ class ExploringExpert:
             self._treated.discard(thing)
 
     def _choose(self) -> str:
-        if self._held and kind(self._held) != self._target:
+        if self._held and kind(self._held) != self.target:
             return self._place(self._taken_from)
         if not self._held:
-            return self._fetch(self._target)
+            return self._fetch(self.target)
         if self._lamp:
             return self._fetch(self._lamp)
         if self._treatment and self._held not in self._treated:

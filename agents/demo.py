@@ -1,0 +1,79 @@
+"""The whole method once, small: collect KL labels, train the router, evaluate it. This is what ``make demo`` runs.
+
+Each stage is one of the recipes beside this file, started with the command line that is printed, so any of them can be
+run again with other options. All stages share one completion cache; a demo that was interrupted goes on quickly.
+
+    python agents/demo.py --out runs/demo
+    python agents/demo.py --out runs/demo-toy --env DMR-Toy-v0 --tasks 32 --evaluation-tasks 32    (some seconds)
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+RECIPES = Path(__file__).resolve().parent
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    add = parser.add_argument
+    add("--out", type=Path, default=Path("runs/demo"), metavar="DIR", help="folder of the run (default: %(default)s)")
+    add("--env", default="DMR-ALFWorld-v0", metavar="ID", help="registered id (default: %(default)s)")
+    add("--tasks", type=int, default=160, metavar="N", help="training tasks (default: %(default)s)")
+    add(
+        "--evaluation-tasks",
+        type=int,
+        default=60,
+        metavar="N",
+        help="calibration tasks and as many test tasks (default: %(default)s)",
+    )
+    add("--epochs", type=int, default=12, metavar="N", help="most epochs of training (default: %(default)s)")
+    add("--n-layers", type=int, default=8, metavar="N", help="Transformer blocks of the router (default: %(default)s)")
+    add("--random-seeds", type=int, default=2, metavar="N", help="runs of each random policy (default: %(default)s)")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the three stages and say where their results lie."""
+    args = parse_args(argv)
+    began = time.perf_counter()
+    kl, trained, evaluated = args.out / "kl", args.out / "kl-st", args.out / "evaluation"
+    world = ["--env", args.env, "--cache-dir", args.out / "cache"]
+    tasks = ["--tasks", args.evaluation_tasks, "--calibration-tasks", args.evaluation_tasks]
+    run("collect_kl.py", "--out", kl, "--tasks", args.tasks, *world)
+    run("train_kl_st.py", "--data", kl, "--out", trained, "--epochs", args.epochs, "--n-layers", args.n_layers)
+    run(
+        "evaluate.py",
+        "--router",
+        trained / "router",
+        "--out",
+        evaluated,
+        *tasks,
+        "--random-seeds",
+        args.random_seeds,
+        *world,
+    )
+    print(f"\nDone in {(time.perf_counter() - began) / 60:.1f} minutes.")
+    print(f"accuracy and latency:  {evaluated / 'accuracy_latency.png'}")
+    print(f"KL of each step:       {kl / 'kl_histogram.png'}")
+    print(f"training curves:       tensorboard --logdir {trained / 'tensorboard'}")
+
+
+def run(recipe: str, *options: object) -> None:
+    """Run a recipe in its own process and stop the demo if it fails."""
+    command = [sys.executable, str(RECIPES / recipe), *map(str, options)]
+    print(f"\n$ python agents/{recipe} {shlex.join(command[2:])}", flush=True)
+    status = subprocess.run(command, check=False).returncode
+    if status:
+        sys.exit(f"{recipe} failed with exit status {status}; the output above says why")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,327 @@
+"""Evaluate a router against single precisions and random routing: the paper's Table 1 and Figure 4 for one model.
+
+Policies: always high, always low, the router at each budget K (threshold of Eq. 7 from a calibration panel), the router
+at its default threshold 0.5, and, for each of these, random routing with the same share of high-precision steps.
+
+How this differs from the paper:
+
+1. Episode time is reported over solved episodes, as there, and over all episodes: the first flatters a policy that
+   solves only what is quick.
+2. Each number has a 95 % bootstrap interval over tasks.
+3. Time is modelled, Eq. 9 with the environment's coefficients; router time counts only where a router decides.
+4. The calibration scores come from one run at the default threshold 0.5, as there; tied scores can make the share of
+   high-precision steps exceed K, so the realised shares are reported.
+
+    python agents/evaluate.py --router runs/kl-st/router --out runs/eval --tasks 60 --calibration-tasks 60
+
+``--out`` then holds results.json, episodes.jsonl (one line an episode), and accuracy_latency.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dmr_gym.calibration import Threshold, budget_threshold
+from dmr_gym.command_line import add_env_options, env_config, first_tasks, make_envs, run
+from dmr_gym.config import EnvConfig
+from dmr_gym.errors import ConfigError
+from dmr_gym.kl import counted_steps
+from dmr_gym.metrics import Summary, summarize
+from dmr_gym.policies import FixedPrecision, Policy, RandomPolicy, RouterPolicy
+from dmr_gym.rollout import Trajectory, rollout
+from dmr_gym.router import PrecisionRouter
+from dmr_gym.runs import provenance, write_atomically, write_json
+from dmr_gym.vector import PrecisionRoutingVectorEnv
+
+Played = dict[tuple[str, str], list[Trajectory]]
+"""Episodes by kind and name of the policy that played them."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the result table: its kind ("high", "low", "router", "random") decides how it is drawn."""
+
+    kind: str
+    summary: Summary
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    add = parser.add_argument
+    add(
+        "--router",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder that agents/train_kl_st.py wrote router files to",
+    )
+    add("--out", type=Path, required=True, metavar="DIR", help="folder for everything this run writes")
+    add("--panel", default="test", help="panel to report (default: %(default)s)")
+    add("--tasks", type=int, metavar="N", help="first N tasks of that panel (default: all)")
+    add("--calibration-panel", default="calibration", help="panel for the thresholds (default: %(default)s)")
+    add("--calibration-tasks", type=int, metavar="N", help="first N tasks of that panel (default: all)")
+    add(
+        "--budgets",
+        type=float,
+        nargs="+",
+        default=[0.2, 0.4, 0.7],
+        metavar="K",
+        help="shares of high-precision steps, in [0, 1] (default: 0.2 0.4 0.7)",
+    )
+    add(
+        "--steps",
+        choices=("action", "all"),
+        default="action",
+        help="steps whose scores give the thresholds (default: %(default)s)",
+    )
+    add("--random-seeds", type=int, default=3, metavar="N", help="runs of each random policy (default: %(default)s)")
+    add("--resamples", type=int, default=2000, metavar="N", help="bootstrap resamples (default: %(default)s)")
+    add("--device", default="cpu", help="torch device of the router (default: %(default)s)")
+    add_env_options(parser)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Calibrate, play every policy, and write the table and the picture."""
+    args = parse_args(argv)
+    config = env_config(args.env, args.set, args.cache_dir or str(args.out / "cache"))
+    router = PrecisionRouter.load(args.router, args.device)
+    check_router(router, config)
+    scores = calibration_scores(router, config, args)
+    thresholds = [budget_threshold(scores, budget) for budget in args.budgets]
+
+    envs = make_envs(config, args.panel, args.num_envs)
+    played = play(envs, router, thresholds, first_tasks(envs, args.tasks), args)
+    rows = tabulate(played, len(envs.precisions) - 1, config.lambda_, args.resamples)
+    models = {name: envs.backend.digest(name) for name in envs.precisions}
+    envs.close()
+
+    write_atomically(args.out / "episodes.jsonl", lambda part: part.write_text(episode_lines(played), encoding="utf-8"))
+    record = {
+        "settings": {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()},
+        "env": asdict(config),
+        "models": models,
+        "router_digest": router.digest(),
+        "calibration": describe_scores(scores),
+        "thresholds": [asdict(threshold) for threshold in thresholds],
+        "results": [{"kind": row.kind, **asdict(row.summary)} for row in rows],
+        **provenance(),
+    }
+    write_json(args.out / "results.json", _without_nan(record))
+    picture = args.out / "accuracy_latency.png"
+    write_atomically(picture, lambda part: plot(rows, part))
+    show(rows)
+    print(f"picture: {picture}\nnumbers: {args.out / 'results.json'} and {args.out / 'episodes.jsonl'}")
+
+
+def check_router(router: PrecisionRouter, config: EnvConfig) -> None:
+    """Refuse a router for another number of precisions before anything is played."""
+    if router.config.n_precisions != len(config.precisions):
+        raise ConfigError(
+            f"the router chooses among {router.config.n_precisions} precisions, "
+            f"but the environment has {list(config.precisions)}"
+        )
+
+
+def calibration_scores(router: PrecisionRouter, config: EnvConfig, args: argparse.Namespace) -> np.ndarray:
+    """p_high (N,) of the steps that count when the router plays the calibration panel at threshold 0.5 (Eq. 7)."""
+    envs = make_envs(config, args.calibration_panel, args.num_envs)
+    tasks = first_tasks(envs, args.calibration_tasks)
+    trajectories = rollout(envs, RouterPolicy(router), tasks, progress="calibration")
+    envs.close()
+    return np.concatenate([t.p_high[t.router_called & counted_steps(t.step_types, args.steps)] for t in trajectories])
+
+
+def play(
+    envs: PrecisionRoutingVectorEnv,
+    router: PrecisionRouter,
+    thresholds: Sequence[Threshold],
+    task_ids: Sequence[str],
+    args: argparse.Namespace,
+) -> Played:
+    """Run every policy on the same tasks; keys are (kind, name)."""
+    high = len(envs.precisions) - 1
+
+    def run_policy(name: str, policy: Policy) -> list[Trajectory]:
+        return rollout(envs, policy, task_ids, progress=name)
+
+    played = {
+        ("high", f"always {envs.precisions[-1]}"): run_policy(f"always {envs.precisions[-1]}", FixedPrecision(high)),
+        ("low", f"always {envs.precisions[0]}"): run_policy(f"always {envs.precisions[0]}", FixedPrecision(0)),
+    }
+    points = {f"K={threshold.budget:.2f}": threshold.value for threshold in thresholds} | {"p≥0.5": 0.5}
+    for label, tau in points.items():
+        routed = run_policy(f"router {label}", RouterPolicy(router, tau=tau))
+        share = float(np.concatenate([t.actions == high for t in routed]).mean())
+        played["router", f"router {label}"] = routed
+        drawn: list[Trajectory] = []
+        for seed in range(args.random_seeds):
+            runs = run_policy(f"random {label}, seed {seed}", RandomPolicy(share, len(envs.precisions), seed))
+            # Seeds repeat a task, so they are told apart as repeats and stay one group of the bootstrap.
+            drawn += [replace(t, key=t.key._replace(repeat=seed)) for t in runs]
+        if drawn:
+            played["random", f"random {label}"] = drawn
+    return played
+
+
+def tabulate(played: dict[tuple[str, str], list[Trajectory]], high: int, lambda_: float, resamples: int) -> list[Row]:
+    """Summarize every policy, speedups against always high."""
+    rows: list[Row] = []
+    for (kind, name), trajectories in played.items():
+        reference = rows[0].summary if rows else None
+        results = [trajectory.result(high) for trajectory in trajectories]
+        rows.append(Row(kind, summarize(name, results, lambda_, reference, resamples)))
+    rows[0] = replace(rows[0], summary=replace(rows[0].summary, speedup_success=1.0, speedup_all=1.0))
+    return rows
+
+
+def describe_scores(scores: np.ndarray) -> dict[str, Any]:
+    """How the scores of the calibration panel lie: what Appendix D of the paper looks at."""
+    return {
+        "steps": len(scores),
+        "mean": float(scores.mean()),
+        "quantiles": {f"{q:.2f}": float(np.quantile(scores, q)) for q in (0.05, 0.25, 0.5, 0.75, 0.95)},
+        "share_at_least_half": float((scores >= 0.5).mean()),
+    }
+
+
+def episode_lines(played: Played) -> str:
+    """One JSON object a line: what each policy did in each episode."""
+    lines = []
+    for (kind, name), trajectories in played.items():
+        for t in trajectories:
+            line = {
+                "policy": name,
+                "kind": kind,
+                "task_id": t.key.task_id,
+                "repeat": t.key.repeat,
+                "success": t.success,
+                "score": t.score,
+                "time_s": t.time_s,
+                "steps": len(t.actions),
+                "completion_tokens": t.completion_tokens.tolist(),
+                "actions": t.actions.tolist(),
+                "p_high": [float(p) for p in t.p_high] if t.router_called.any() else None,
+                "step_types": list(t.step_types),
+            }
+            lines.append(json.dumps(line) + "\n")
+    return "".join(lines)
+
+
+def show(rows: Sequence[Row]) -> None:
+    """Print the table."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="95 % intervals over tasks in brackets; times are modelled seconds", box=box.SIMPLE_HEAD)
+    table.add_column("policy", no_wrap=True)
+    for title in ("success %", "time,\nsolved", "speed-\nup", "time,\nall", "speed-\nup", "high\n%", "steps", "return"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for row in rows:
+        s = row.summary
+        table.add_row(
+            s.policy,
+            f"{100 * s.success:.1f} [{100 * s.success_ci.low:.0f}, {100 * s.success_ci.high:.0f}]",
+            *(_number(value, 2) for value in (s.time_success_s, s.speedup_success, s.time_all_s, s.speedup_all)),
+            _number(100 * s.high_share, 0),
+            _number(s.steps, 1),
+            _number(s.mean_return, 3),
+            style={"router": "bold", "random": "dim"}.get(row.kind),
+        )
+    console = Console()
+    # A file or a narrow window gets whole lines rather than numbers cut in the middle.
+    console.width = max(console.width, 100)
+    console.print(table)
+
+
+def _number(value: float, digits: int) -> str:
+    return "–" if np.isnan(value) else f"{value:.{digits}f}"
+
+
+STYLES: dict[str, dict[str, Any]] = {
+    "high": {"color": "#1f4e9c", "marker": "s", "markersize": 9},
+    "low": {"color": "#d9822b", "marker": "s", "markersize": 9},
+    "router": {"color": "#2e8b57", "marker": "o", "markersize": 8},
+    "random": {"color": "#8a8a8a", "marker": "x", "markersize": 6},
+}
+
+
+def plot(rows: Sequence[Row], path: Path) -> None:
+    """Draw success against episode time, over solved episodes and over all, with 95 % intervals."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, panels = plt.subplots(1, 2, figsize=(12, 5), sharey=True, layout="constrained")
+    for axes, column, title in zip(panels, ("time_success_s", "time_all_s"), ("solved", "all"), strict=True):
+        labelled: list[tuple[float, float]] = []
+        for row in rows:
+            _point(axes, row, column)
+        axes.margins(x=0.12, y=0.1)
+        axes.autoscale_view()  # names are placed by where the points end up
+        for row in sorted(rows, key=lambda row: getattr(row.summary, column)):
+            _label(axes, row, column, labelled)
+        axes.set_xlabel(f"mean time of {title} episodes (modelled seconds)")
+        axes.grid(color="0.93")
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("tasks solved (%)")
+    for kind, label in (("router", "router"), ("random", "random with the same share of high precision")):
+        panels[1].plot([], [], **STYLES[kind], linestyle="none", label=label)
+    panels[1].legend(frameon=False, loc="best")
+    figure.suptitle(f"Accuracy and latency on {rows[0].summary.episodes} tasks (bars: 95 % bootstrap intervals)")
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def _point(axes: Any, row: Row, column: str) -> None:
+    s, style = row.summary, STYLES[row.kind]
+    x, y, x_ci = getattr(s, column), 100 * s.success, getattr(s, f"{column}_ci")
+    bars = {"color": style["color"], "linewidth": 1, "alpha": 0.45, "zorder": 1}
+    axes.plot([x_ci.low, x_ci.high], [y, y], **bars)
+    axes.plot([x, x], [100 * s.success_ci.low, 100 * s.success_ci.high], **bars)
+    axes.plot([x], [y], **style, linestyle="none", zorder=3)
+
+
+def _label(axes: Any, row: Row, column: str, labelled: list[tuple[float, float]]) -> None:
+    """Write a policy's name beside its point, lower where another name already stands."""
+    x, y = getattr(row.summary, column), 100 * row.summary.success
+    if row.kind == "random" or np.isnan(x):
+        return
+    at = axes.transAxes.inverted().transform(axes.transData.transform((x, y)))
+    crowd = sum(abs(at[0] - other[0]) < 0.15 and abs(at[1] - other[1]) < 0.08 for other in labelled)
+    labelled.append((float(at[0]), float(at[1])))
+    is_right = at[0] > 0.8
+    axes.annotate(
+        row.summary.policy.removeprefix("router "),
+        (x, y),
+        xytext=(-8 if is_right else 8, 6 - 17 * crowd),
+        textcoords="offset points",
+        ha="right" if is_right else "left",
+        fontsize=9,
+        color=STYLES[row.kind]["color"],
+        zorder=4,
+    )
+
+
+def _without_nan(data: Any) -> Any:
+    """JSON has no NaN and no infinity: write null."""
+    if isinstance(data, dict):
+        return {key: _without_nan(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_without_nan(value) for value in data]
+    return None if isinstance(data, float) and not np.isfinite(data) else data
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,233 @@
+"""Who decides the precision of each step: the policies that `dmr_gym.rollout.rollout` runs.
+
+A policy is anything with `Policy`'s two methods. Chance comes from a generator per episode, seeded by the policy's
+seed, the task and the repeat, so a decision does not depend on how many episodes run side by side or in which order.
+
+Shapes: B sub-environments, L history length, D embedding width, P precisions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+
+from dmr_gym.errors import ConfigError
+from dmr_gym.history import valid_mask
+from dmr_gym.types import FloatArray, IntArray
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from dmr_gym.router import PrecisionRouter
+
+
+class EpisodeKey(NamedTuple):
+    """Which episode a sub-environment plays: the ``repeat``-th of a task."""
+
+    task_id: str
+    repeat: int = 0
+
+    def generator(self, seed: int) -> np.random.Generator:
+        """Return the episode's own source of chance under a policy's seed."""
+        digest = hashlib.sha256(self.task_id.encode()).digest()
+        return np.random.default_rng([seed, self.repeat, int.from_bytes(digest[:8], "big")])
+
+
+@dataclass(frozen=True, slots=True)
+class Decisions:
+    """What a policy decided for each sub-environment.
+
+    Attributes:
+        actions: (B,) int64 precision indices.
+        p_high: (B,) float32 probability of the highest precision; NaN where no router was asked.
+        logprobs: (B,) float32 log-probability of the action under the policy as it draws; 0 where nothing is drawn.
+        router_called: (B,) bool, whether the decision costs router time.
+    """
+
+    actions: IntArray
+    p_high: FloatArray
+    logprobs: FloatArray
+    router_called: NDArray[np.bool_]
+
+    @classmethod
+    def without_router(cls, actions: IntArray, logprobs: FloatArray | None = None) -> Decisions:
+        """Decisions that no router made."""
+        size = len(actions)
+        return cls(
+            actions=actions,
+            p_high=np.full(size, np.nan, dtype=np.float32),
+            logprobs=np.zeros(size, dtype=np.float32) if logprobs is None else logprobs,
+            router_called=np.zeros(size, dtype=np.bool_),
+        )
+
+
+class Policy(Protocol):
+    """Chooses precisions for B episodes side by side."""
+
+    def reset(self, slots: Sequence[int], episodes: Sequence[EpisodeKey], batch_size: int) -> None:
+        """Episodes begin in these sub-environments (of ``batch_size``); forget what was played there before."""
+        ...
+
+    def act(self, observations: FloatArray, infos: Mapping[str, Any]) -> Decisions:
+        """Decide for every sub-environment, once a step.
+
+        Args:
+            observations: (B, L, D) float32 as the environment gives them.
+            infos: of the same step.
+        """
+        ...
+
+
+class FixedPrecision:
+    """Always the same precision: the single-precision baselines.
+
+    Args:
+        index: of the precision, 0 the lowest.
+    """
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+
+    def reset(self, slots: Sequence[int], episodes: Sequence[EpisodeKey], batch_size: int) -> None:
+        """Nothing to forget."""
+
+    def act(self, observations: FloatArray, infos: Mapping[str, Any]) -> Decisions:
+        """Decide; see `Policy.act`."""
+        return Decisions.without_router(np.full(len(observations), self.index, dtype=np.int64))
+
+
+class _Drawing:
+    """One generator a sub-environment, replaced when an episode begins there."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._generators: dict[int, np.random.Generator] = {}
+
+    def reset(self, slots: Sequence[int], episodes: Sequence[EpisodeKey]) -> None:
+        for slot, episode in zip(slots, episodes, strict=True):
+            self._generators[slot] = episode.generator(self._seed)
+
+    def uniform(self, size: int) -> NDArray[np.float64]:
+        return np.array([self._generators[slot].random() for slot in range(size)])
+
+
+class RandomPolicy:
+    """The highest precision with a fixed probability at each step, else the lowest: what a router must beat.
+
+    Args:
+        high_share: probability of the highest precision, in [0, 1].
+        n_precisions: P.
+        seed: of its draws.
+
+    Raises:
+        ConfigError: a share outside [0, 1].
+    """
+
+    def __init__(self, high_share: float, n_precisions: int = 2, seed: int = 0) -> None:
+        if not 0.0 <= high_share <= 1.0:
+            raise ConfigError(f"high_share must lie in [0, 1], got {high_share}")
+        self.high_share = high_share
+        self.n_precisions = n_precisions
+        self._draws = _Drawing(seed)
+
+    def reset(self, slots: Sequence[int], episodes: Sequence[EpisodeKey], batch_size: int) -> None:
+        """Start the draws of new episodes."""
+        self._draws.reset(slots, episodes)
+
+    def act(self, observations: FloatArray, infos: Mapping[str, Any]) -> Decisions:
+        """Decide; see `Policy.act`."""
+        high = self._draws.uniform(len(observations)) < self.high_share
+        chances = np.where(high, self.high_share, 1.0 - self.high_share)
+        actions = np.where(high, self.n_precisions - 1, 0).astype(np.int64)
+        return Decisions.without_router(actions, np.log(chances).astype(np.float32))
+
+
+class RouterPolicy:
+    """A router at work, one new row a decision.
+
+    When an environment's window slides or outgrows the router's ``max_length``, positions shift and cached keys no
+    longer apply; from then on the router reads the newest rows anew.
+
+    Args:
+        router: in evaluation mode, on any device.
+        mode: "threshold" takes the highest precision iff p_high >= tau and otherwise the likeliest lower one (Eq. 7);
+            "argmax" takes the likeliest; "sample" draws from the distribution.
+        tau: threshold on p_high.
+        seed: of the draws in "sample" mode.
+
+    Raises:
+        ConfigError: an unknown mode.
+    """
+
+    def __init__(
+        self,
+        router: PrecisionRouter,
+        mode: Literal["threshold", "argmax", "sample"] = "threshold",
+        tau: float = 0.5,
+        seed: int = 0,
+    ) -> None:
+        if mode not in ("threshold", "argmax", "sample"):
+            raise ConfigError(f'mode must be "threshold", "argmax" or "sample", got {mode!r}')
+        self.router = router
+        self.mode = mode
+        self.tau = tau
+        self._draws = _Drawing(seed)
+        self._state = router.initial_state(0)
+        self._seen = np.zeros(0, dtype=np.int64)  # (B,): rows of each episode so far, also those that slid away
+
+    def reset(self, slots: Sequence[int], episodes: Sequence[EpisodeKey], batch_size: int) -> None:
+        """Forget the histories of these sub-environments."""
+        if len(self._seen) != batch_size:
+            self._state = self.router.initial_state(batch_size)
+            self._seen = np.zeros(batch_size, dtype=np.int64)
+        self._state.lengths[list(slots)] = 0
+        self._seen[list(slots)] = 0
+        self._draws.reset(slots, episodes)
+
+    def act(self, observations: FloatArray, infos: Mapping[str, Any]) -> Decisions:
+        """Decide; see `Policy.act`."""
+        probabilities = self._probabilities(observations)  # (B, P)
+        if self.mode == "sample":
+            edges = probabilities.cumsum(axis=1)
+            draws = self._draws.uniform(len(probabilities)) * edges[:, -1]
+            actions = (draws[:, None] >= edges[:, :-1]).sum(axis=1)
+        elif self.mode == "threshold":
+            lower = probabilities[:, :-1].argmax(axis=1)
+            actions = np.where(probabilities[:, -1] >= self.tau, probabilities.shape[1] - 1, lower)
+        else:
+            actions = probabilities.argmax(axis=1)
+        chosen = np.take_along_axis(probabilities, actions[:, None], axis=1)[:, 0]
+        return Decisions(
+            actions=actions.astype(np.int64),
+            p_high=probabilities[:, -1].copy(),
+            logprobs=np.log(chosen) if self.mode == "sample" else np.zeros_like(chosen),
+            router_called=np.ones(len(actions), dtype=np.bool_),
+        )
+
+    def _probabilities(self, observations: FloatArray) -> FloatArray:
+        import torch
+
+        valid = valid_mask(observations).sum(axis=1)  # (B,)
+        # An episode taken up in its middle, from a snapshot, starts with several rows.
+        self._seen = np.where(self._seen == 0, valid, self._seen + 1)
+        window = min(observations.shape[1], self.router.config.max_length)
+        slid = self._seen > window
+        rows = torch.as_tensor(observations, device=self.router.device)
+        logits = torch.zeros(len(rows), self.router.config.n_precisions, device=self.router.device)
+        wanted = torch.as_tensor(np.where(slid, 0, self._seen), device=self.router.device)
+        while bool((behind := self._state.lengths < wanted).any()):
+            newest = rows[torch.arange(len(rows)), self._state.lengths.clamp_max(rows.shape[1] - 1)]
+            scored, self._state = self.router.step(newest, self._state, behind)
+            logits[behind] = scored[behind]
+        if slid.any():
+            recent = [row[max(n - window, 0) : n] for row, n in zip(rows[slid], valid[slid], strict=True)]
+            full = torch.stack(recent)
+            with torch.no_grad():
+                mask = torch.ones(full.shape[:2], dtype=torch.bool, device=full.device)
+                logits[slid] = self.router.last_logits(full, mask)
+        probabilities: FloatArray = logits.softmax(-1).cpu().numpy()
+        return probabilities

@@ -1,0 +1,263 @@
+"""Play episodes: the only loop over ``env.step`` in the project.
+
+Episodes fill the sub-environments of a vector environment; when one ends, the next task takes its place, so that the
+batch of LLM calls stays full.
+
+Shapes: B sub-environments, T steps of an episode, L history length, D embedding width.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from gymnasium.vector import AutoresetMode, VectorEnv
+from numpy.typing import NDArray
+
+from dmr_gym.episode import Turn
+from dmr_gym.errors import ConfigError
+from dmr_gym.history import valid_mask
+from dmr_gym.metrics import EpisodeResult
+from dmr_gym.policies import Decisions, EpisodeKey, Policy
+from dmr_gym.types import FloatArray, IntArray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trajectory:
+    """One finished episode.
+
+    Attributes:
+        key: the task, and which of its repeats.
+        rows: (T + 1, D) float32; rows[: t + 1] is what the decision of step t saw, and the last row follows the end.
+        actions: (T,) int64 precision indices.
+        rewards: (T,) float64, as the environment gave them.
+        p_high: (T,) float32, see `Decisions`.
+        logprobs: (T,) float32, see `Decisions`.
+        router_called: (T,) bool, see `Decisions`.
+        latency_llm_s: (T,) float64 seconds.
+        latency_router_s: (T,) float64 seconds, as the environment charges them at every step.
+        prompt_tokens: (T,) int64.
+        completion_tokens: (T,) int64.
+        step_types: T names, as in `dmr_gym.types.TaskStep`.
+        success: the task was solved.
+        score: task score in [0, 1] at the end.
+        turns: the T calls with their texts, where they were asked for.
+    """
+
+    key: EpisodeKey
+    rows: FloatArray
+    actions: IntArray
+    rewards: NDArray[np.float64]
+    p_high: FloatArray
+    logprobs: FloatArray
+    router_called: NDArray[np.bool_]
+    latency_llm_s: NDArray[np.float64]
+    latency_router_s: NDArray[np.float64]
+    prompt_tokens: IntArray
+    completion_tokens: IntArray
+    step_types: tuple[str, ...]
+    success: bool
+    score: float
+    turns: tuple[Turn, ...] = ()
+
+    @property
+    def time_s(self) -> float:
+        """T of Eq. 9 in seconds: router time counts only at steps that a router decided."""
+        return float(self.latency_llm_s.sum() + self.latency_router_s[self.router_called].sum())
+
+    def result(self, high: int) -> EpisodeResult:
+        """Reduce to what an evaluation needs.
+
+        Args:
+            high: index of the highest precision.
+        """
+        return EpisodeResult(
+            task_id=self.key.task_id,
+            success=self.success,
+            time_s=self.time_s,
+            steps=len(self.actions),
+            high_steps=int((self.actions == high).sum()),
+            completion_tokens=int(self.completion_tokens.sum()),
+            seed=self.key.repeat,
+        )
+
+
+class _Recorder:
+    """Collects the steps of the episode that one sub-environment plays."""
+
+    def __init__(self, index: int, key: EpisodeKey, first_row: FloatArray) -> None:
+        self.index = index
+        self.key = key
+        self.rows = [first_row]
+        self.decisions: list[tuple[int, float, float, bool]] = []
+        self.rewards: list[float] = []
+        self.infos: list[dict[str, Any]] = []
+
+    def add(self, slot: int, decided: Decisions, reward: float, row: FloatArray, infos: Mapping[str, Any]) -> None:
+        fields = (decided.actions, decided.p_high, decided.logprobs, decided.router_called)
+        self.decisions.append(tuple(field[slot] for field in fields))
+        self.rewards.append(reward)
+        self.rows.append(row)
+        self.infos.append({name: infos[name][slot] for name in _INFOS})
+
+    def trajectory(self, turns: tuple[Turn, ...]) -> Trajectory:
+        actions, p_high, logprobs, router_called = zip(*self.decisions, strict=True)
+        series = {name: [info[name] for info in self.infos] for name in _INFOS}
+        return Trajectory(
+            key=self.key,
+            rows=np.stack(self.rows),
+            actions=np.array(actions, dtype=np.int64),
+            rewards=np.array(self.rewards, dtype=np.float64),
+            p_high=np.array(p_high, dtype=np.float32),
+            logprobs=np.array(logprobs, dtype=np.float32),
+            router_called=np.array(router_called, dtype=np.bool_),
+            latency_llm_s=np.array(series["latency_llm_s"], dtype=np.float64),
+            latency_router_s=np.array(series["latency_router_s"], dtype=np.float64),
+            prompt_tokens=np.array(series["prompt_tokens"], dtype=np.int64),
+            completion_tokens=np.array(series["completion_tokens"], dtype=np.int64),
+            step_types=tuple(series["step_type"]),
+            success=bool(series["success"][-1]),
+            score=float(series["score"][-1]),
+            turns=turns,
+        )
+
+
+_INFOS = (
+    "latency_llm_s",
+    "latency_router_s",
+    "prompt_tokens",
+    "completion_tokens",
+    "step_type",
+    "success",
+    "score",
+)
+
+
+def rollout(
+    envs: VectorEnv[Any, Any, Any],
+    policy: Policy,
+    task_ids: Iterable[str],
+    *,
+    repeats: int = 1,
+    keep_turns: bool = False,
+    on_episode: Callable[[Trajectory], None] | None = None,
+    progress: str | None = None,
+) -> list[Trajectory]:
+    """Play each task, ``repeats`` times, and return the episodes in the order of the tasks, repeats side by side.
+
+    Args:
+        envs: with ``autoreset_mode="Disabled"``. A sub-environment for which no task is left plays over what was
+            played before, or plays what another plays: its answers are in the cache, and the outcome is dropped.
+        policy: decides every step.
+        task_ids: of the environment's panel; each is played exactly ``repeats`` times.
+        repeats: episodes a task, for example the group size of GRPO. The repeat is also the sample index, so at a
+            temperature above 0 the LLM's draws differ between repeats.
+        keep_turns: keep prompts and completions in the trajectories.
+        on_episode: called with each trajectory as it ends, in order of ending.
+        progress: title of a progress bar on the terminal; None shows none.
+
+    Raises:
+        ConfigError: another autoreset mode, or ``repeats`` below 1.
+    """
+    if envs.metadata.get("autoreset_mode") is not AutoresetMode.DISABLED:
+        raise ConfigError(
+            'rollout chooses the tasks itself: make the vector environment with autoreset_mode="Disabled"'
+        )
+    if repeats < 1:
+        raise ConfigError(f"repeats must be at least 1, got {repeats}")
+    keys = [EpisodeKey(task_id, repeat) for task_id in task_ids for repeat in range(repeats)]
+    if not keys:
+        return []
+    return _Rollout(envs, policy, keys, keep_turns).run(on_episode, progress)
+
+
+class _Rollout:
+    """The state of one call of `rollout`: who plays what, and what has ended."""
+
+    def __init__(
+        self, envs: VectorEnv[Any, Any, Any], policy: Policy, keys: list[EpisodeKey], keep_turns: bool
+    ) -> None:
+        self.envs = envs
+        self.policy = policy
+        self.keys = keys
+        self.keep_turns = keep_turns
+        self.queue = iter(enumerate(keys))
+        self.playing: list[_Recorder | None] = [None] * envs.num_envs  # None: what is played there is dropped
+        self.started = [key for key, _ in zip(_cycle(keys), range(envs.num_envs), strict=False)]
+        self.done: dict[int, Trajectory] = {}
+
+    def run(self, on_episode: Callable[[Trajectory], None] | None, progress: str | None) -> list[Trajectory]:
+        from tqdm import tqdm
+
+        # A log file gets a line every ten seconds, not a screenful.
+        interval = 0.2 if sys.stderr.isatty() else 10.0
+        with tqdm(
+            total=len(self.keys), desc=progress, unit="episode", disable=progress is None, mininterval=interval
+        ) as bar:
+            observations, infos = self._begin(np.ones(self.envs.num_envs, dtype=np.bool_))
+            while len(self.done) < len(self.keys):
+                decided = self.policy.act(observations, infos)
+                observations, rewards, terminated, truncated, infos = self.envs.step(decided.actions)
+                over = np.asarray(terminated | truncated, dtype=np.bool_)
+                self._record(decided, rewards, observations, infos)
+                for trajectory in self._collect(over):
+                    bar.update()
+                    if on_episode is not None:
+                        on_episode(trajectory)
+                if over.any() and len(self.done) < len(self.keys):
+                    observations, fresh = self._begin(over)
+                    for name in infos.keys() & fresh.keys():
+                        infos[name][over] = fresh[name][over]
+        return [self.done[index] for index in range(len(self.keys))]
+
+    def _begin(self, mask: NDArray[np.bool_]) -> tuple[FloatArray, dict[str, Any]]:
+        """Start the next task, or the last one again, where ``mask`` is True."""
+        slots = np.flatnonzero(mask).tolist()
+        taken = {slot: next(self.queue, None) for slot in slots}
+        for slot, item in taken.items():
+            self.started[slot] = item[1] if item is not None else self.started[slot]
+        options = {
+            "reset_mask": mask,
+            "task_id": [key.task_id for key in self.started],
+            "sample_index": [key.repeat for key in self.started],
+        }
+        observations, infos = self.envs.reset(options=options)
+        rows = _newest_rows(observations)
+        for slot, item in taken.items():
+            self.playing[slot] = None if item is None else _Recorder(*item, rows[slot])
+        self.policy.reset(slots, [self.started[slot] for slot in slots], self.envs.num_envs)
+        return observations, infos
+
+    def _record(self, decided: Decisions, rewards: Any, observations: FloatArray, infos: Mapping[str, Any]) -> None:
+        rows = _newest_rows(observations)
+        for slot, recorder in enumerate(self.playing):
+            if recorder is not None:
+                recorder.add(slot, decided, float(rewards[slot]), rows[slot], infos)
+
+    def _collect(self, over: NDArray[np.bool_]) -> list[Trajectory]:
+        """Take the episodes that have ended."""
+        ended = []
+        unwrapped: Any = self.envs.unwrapped
+        turns = unwrapped.turns if self.keep_turns and over.any() else None
+        for slot in np.flatnonzero(over).tolist():
+            recorder, self.playing[slot] = self.playing[slot], None
+            if recorder is not None:
+                trajectory = recorder.trajectory(turns[slot] if turns is not None else ())
+                self.done[recorder.index] = trajectory
+                ended.append(trajectory)
+        return ended
+
+
+def _newest_rows(observations: FloatArray) -> FloatArray:
+    """The last valid row of each sub-environment: (B, L, D) -> (B, D), sharing no memory."""
+    last = valid_mask(observations).sum(axis=1) - 1
+    rows: FloatArray = observations[np.arange(len(observations)), last]
+    return rows
+
+
+def _cycle(keys: Sequence[EpisodeKey]) -> Iterable[EpisodeKey]:
+    while True:
+        yield from keys

@@ -1,0 +1,69 @@
+"""What a run leaves behind: files written whole or not at all, and a record of what made them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("dmr-gym", "gymnasium", "numpy", "torch", "transformers", "safetensors", "sentence-transformers")
+"""Installed distributions whose versions can change results."""
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a temporary file beside ``path``, then rename it: readers never see half a file.
+
+    Args:
+        path: the final name; missing folders are made.
+        write: called with the temporary path, which has the same suffix.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    try:
+        write(part)
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Write a JSON object atomically, indented, keys in their given order."""
+    write_atomically(path, lambda part: part.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8"))
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file, 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def provenance() -> dict[str, Any]:
+    """Return what a result depends on beside its settings: Python, installed versions, and the git commit if any."""
+    versions: dict[str, str | None] = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = None
+    return {"python": platform.python_version(), "machine": platform.machine(), "versions": versions, "git": _commit()}
+
+
+def _commit() -> str | None:
+    """Return the checkout's commit, "+" appended when files differ from it; None outside a checkout."""
+    checkout = Path(__file__).parents[1]
+    if not (checkout / ".git").exists():  # installed: git would answer for whatever repository lies around
+        return None
+    command = ["git", "-C", str(checkout), "describe", "--always", "--abbrev=12", "--dirty=+"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() or None

@@ -1,0 +1,230 @@
+"""Each routing recipe once, end to end, on the toy world."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from dmr_gym.errors import ConfigError
+from dmr_gym.kl_dataset import KLDataset
+from dmr_gym.rollout import Trajectory
+from dmr_gym.router import PrecisionRouter
+from dmr_gym.tasks.toy import make_signs
+
+TOY = ["--env", "DMR-Toy-v0", "--num-envs", "4"]
+TINY = ["--n-layers", "1", "--d-model", "32", "--n-heads", "2", "--d-ff", "64", "--dropout", "0"]
+
+
+@pytest.fixture(scope="module")
+def agents(root_folder: Path) -> dict[str, ModuleType]:
+    """The recipes as modules."""
+    modules = {}
+    for name in ("collect_kl", "train_kl_st", "evaluate"):
+        spec = importlib.util.spec_from_file_location(f"recipe_{name}", root_folder / "agents" / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module  # dataclasses look their module up
+        spec.loader.exec_module(module)
+        modules[name] = module
+    return modules
+
+
+@pytest.fixture(scope="module")
+def root_folder() -> Path:
+    """The root of the checkout."""
+    return Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def collected(agents, tmp_path_factory) -> Path:
+    """What collect_kl writes for all 32 training corridors."""
+    out = tmp_path_factory.mktemp("kl")
+    agents["collect_kl"].main(["--out", str(out), *TOY])
+    return out
+
+
+@pytest.fixture(scope="module")
+def critical(collected, tmp_path_factory) -> Path:
+    """The same data set with a KL that is large exactly at fallen signs, so that the right routing is known."""
+    dataset = KLDataset.load(collected / "kl.safetensors")
+    fallen = np.concatenate([[sign.fallen for sign in make_signs(task_id, 8)] for task_id in dataset.task_ids])
+    noise = np.random.default_rng(0).normal(0, 0.3, len(fallen))
+    kls = (10 ** (np.where(fallen, 0.0, -4.0) + noise)).astype(np.float32)[:, None]
+    out = tmp_path_factory.mktemp("critical")
+    columns = {name: getattr(dataset, name) for name in dataset.__dataclass_fields__}
+    KLDataset(**columns | {"kl_action": kls, "kl_all": kls}).save(out / "kl.safetensors", {"env_id": "DMR-Toy-v0"})
+    return out
+
+
+@pytest.fixture(scope="module")
+def trained(agents, critical, tmp_path_factory) -> Path:
+    """What train_kl_st writes."""
+    out = tmp_path_factory.mktemp("kl-st")
+    agents["train_kl_st"].main(["--data", str(critical), "--out", str(out), "--lr", "3e-3", "--epochs", "12", *TINY])
+    return out
+
+
+def test_collect_kl_plays_every_task_and_labels_every_step(collected):
+    """32 corridors of 8 signs, all solved by high precision; data, record and picture are there."""
+    dataset = KLDataset.load(collected / "kl.safetensors")
+    assert dataset.task_ids == tuple(f"toy-train-{i:03d}" for i in range(32))
+    assert dataset.lengths.tolist() == [8] * 32
+    assert dataset.success.all()
+    assert dataset.rows.shape == (256, 64)
+    np.testing.assert_allclose(np.linalg.norm(dataset.rows, axis=1), 1.0, rtol=1e-5)
+    assert dataset.kl_action.shape == (256, 1)
+    assert (dataset.kl_action >= 0).all()
+    record = json.loads((collected / "run.json").read_text())
+    assert record["settings"]["direction"] == "high_low"
+    assert set(record["settings"]["models"]) == {"low", "high"}
+    assert record["summary"]["steps"] == 256
+    assert (collected / "kl_histogram.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_interrupted_collection_goes_on_where_it_stopped(agents, collected, tmp_path, monkeypatch):
+    """Killed at the third episode and started again: the finished two are kept, and the data set is the same."""
+    collect = agents["collect_kl"]
+    real, calls = collect.label_trajectory, []
+
+    def dying(trajectory: Trajectory, *args, **kwargs):
+        calls.append(trajectory.key.task_id)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(trajectory, *args, **kwargs)
+
+    options = ["--out", str(tmp_path), *TOY]
+    monkeypatch.setattr(collect, "label_trajectory", dying)
+    with pytest.raises(KeyboardInterrupt):
+        collect.main(options)
+    assert len(list((tmp_path / "episodes").iterdir())) == 2
+    assert not (tmp_path / "kl.safetensors").exists()
+    collect.main(options)
+    assert len(calls) == 3 + 30
+    assert (tmp_path / "kl.safetensors").read_bytes() == (collected / "kl.safetensors").read_bytes()
+
+
+def test_a_collection_is_not_continued_with_other_settings(agents, collected):
+    """Episodes of two divergences in one data set would be worthless."""
+    with pytest.raises(ConfigError, match="episodes made with other reduce: choose another --out"):
+        agents["collect_kl"].main(["--out", str(collected), "--reduce", "sum", *TOY])
+
+
+def test_train_kl_st_learns_the_critical_steps(trained):
+    """Fallen signs can be told from the observation, so held-out accuracy is nearly perfect."""
+    record = json.loads((trained / "run.json").read_text())
+    assert record["plateau"]["bimodal"]
+    assert record["best"]["balanced_accuracy"] > 0.95
+    assert record["router_digest"] == PrecisionRouter.load(trained / "router").digest()
+    assert len(list((trained / "tensorboard").glob("events.out.tfevents.*"))) == 1
+
+
+def test_training_twice_gives_the_same_router(agents, critical, tmp_path):
+    """One seed, one router, bit by bit."""
+    digests = []
+    for name in ("a", "b"):
+        out = tmp_path / name
+        agents["train_kl_st"].main(["--data", str(critical), "--out", str(out), "--epochs", "2", *TINY])
+        digests.append(PrecisionRouter.load(out / "router").digest())
+    assert digests[0] == digests[1]
+
+
+def test_training_stops_when_held_out_tasks_no_longer_gain(agents, critical, tmp_path):
+    """With a learning rate of almost zero nothing improves: patience plus one epochs, the first of them kept."""
+    options = ["--lr", "1e-12", "--epochs", "9", "--patience", "2", "--weight-decay", "0", *TINY]
+    agents["train_kl_st"].main(["--data", str(critical), "--out", str(tmp_path), *options])
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert len(record["history"]) <= 5
+    assert record["best_epoch"] == len(record["history"]) - 2
+
+
+def test_labels_of_one_kind_are_refused(agents, critical, tmp_path):
+    """A threshold above every KL teaches nothing; the message says what to change."""
+    with pytest.raises(ConfigError, match="every step has the same label, precision 0: choose another --threshold"):
+        agents["train_kl_st"].main(["--data", str(critical), "--out", str(tmp_path), "--threshold", "1e6", *TINY])
+
+
+@pytest.fixture(scope="module")
+def evaluated(agents, trained, tmp_path_factory) -> Path:
+    """What evaluate writes for the trained router."""
+    out = tmp_path_factory.mktemp("evaluation")
+    options = ["--router", str(trained / "router"), "--out", str(out), "--tasks", "12", "--random-seeds", "2"]
+    agents["evaluate"].main([*options, "--calibration-tasks", "8", "--resamples", "200", *TOY])
+    return out
+
+
+def test_evaluate_finds_the_router_between_the_baselines(evaluated):
+    """High solves all, low nothing, and a good router all, with high precision at fallen signs alone."""
+    record = json.loads((evaluated / "results.json").read_text())
+    rows = {row["policy"]: row for row in record["results"]}
+    assert rows["always high"]["success"] == 1.0
+    assert rows["always high"]["speedup_all"] == 1.0
+    assert rows["always low"]["success"] == 0.0
+    assert rows["always low"]["time_success_s"] is None
+    routed, random = rows["router p≥0.5"], rows["random p≥0.5"]
+    assert routed["success"] > 0.9 > random["success"]
+    assert 0.1 < routed["high_share"] < 0.5
+    assert random["episodes"] == 2 * routed["episodes"] == 24
+    assert [threshold["budget"] for threshold in record["thresholds"]] == [0.2, 0.4, 0.7]
+
+
+def test_evaluation_times_follow_equation_nine(evaluated):
+    """T = tokens at their price, plus the router's price at each step of routed episodes alone."""
+    lines = [json.loads(line) for line in (evaluated / "episodes.jsonl").read_text().splitlines()]
+    assert len(lines) == (2 + 4 + 2 * 4) * 12
+    for line in lines:
+        prices = [(14.58, 25.02)[action] for action in line["actions"]]
+        expected_ms = sum(n * price for n, price in zip(line["completion_tokens"], prices, strict=True))
+        expected_ms += 19.90 * line["steps"] * (line["kind"] == "router")
+        assert math.isclose(line["time_s"], expected_ms / 1000, rel_tol=1e-9)
+        assert (line["p_high"] is not None) == (line["kind"] == "router")
+
+
+def test_evaluation_draws_its_picture(evaluated):
+    """A PNG beside the numbers."""
+    assert (evaluated / "accuracy_latency.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_router_for_other_precisions_is_refused(agents, trained, tmp_path):
+    """Before anything is played."""
+    settings = ["--set", 'precisions=["a", "b", "c"]']
+    with pytest.raises(ConfigError, match="chooses among 2 precisions"):
+        agents["evaluate"].main(["--router", str(trained / "router"), "--out", str(tmp_path), *TOY, *settings])
+
+
+@pytest.mark.slow
+def test_the_demo_runs_all_three_stages(root_folder, tmp_path):
+    """What `make demo` runs, on the toy world: every stage's result is there and is named on the terminal."""
+    options = ["--out", str(tmp_path), "--env", "DMR-Toy-v0", "--tasks", "16", "--evaluation-tasks", "6"]
+    options += ["--epochs", "2", "--n-layers", "1", "--random-seeds", "1"]
+    done = subprocess.run(
+        [sys.executable, "agents/demo.py", *options],
+        cwd=root_folder,
+        env={**os.environ, "PYTHONPATH": str(root_folder)},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    for name in ("kl/kl_histogram.png", "evaluation/accuracy_latency.png", "evaluation/results.json", "kl-st/run.json"):
+        assert (tmp_path / name).is_file()
+    assert "always high" in done.stdout
+    assert f"tensorboard --logdir {tmp_path / 'kl-st' / 'tensorboard'}" in done.stdout
+
+
+@pytest.mark.parametrize("recipe", ["collect_kl", "train_kl_st", "evaluate"])
+def test_help_explains_every_option(agents, recipe, capsys):
+    """Every option has a help text."""
+    with pytest.raises(SystemExit, match="0"):
+        agents[recipe].main(["--help"])
+    text = capsys.readouterr().out
+    assert "--out DIR" in text
+    assert "default" in text

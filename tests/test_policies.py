@@ -1,0 +1,190 @@
+"""Policies: what they decide, and that decoding row by row is the full pass."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from dmr_gym.errors import ConfigError
+from dmr_gym.policies import EpisodeKey, FixedPrecision, RandomPolicy, RouterPolicy
+from dmr_gym.router import PrecisionRouter, RouterConfig
+
+D = 6
+
+
+def _router(n_precisions: int = 2, max_length: int = 8) -> PrecisionRouter:
+    torch.manual_seed(0)
+    config = RouterConfig(
+        embedding_dim=D, n_precisions=n_precisions, n_layers=2, d_model=16, n_heads=2, d_ff=32, max_length=max_length
+    )
+    router = PrecisionRouter(config).eval()
+    with torch.no_grad():
+        router.head.weight *= 8  # far from 0.5, so that decisions differ
+    return router
+
+
+def _episode(steps: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(steps, D)).astype(np.float32)
+
+
+def _window(rows: np.ndarray, t: int, length: int) -> np.ndarray:
+    """The observation after t + 1 rows: the newest ``length``, zeros behind."""
+    observation = np.zeros((length, D), dtype=np.float32)
+    newest = rows[max(0, t + 1 - length) : t + 1]
+    observation[: len(newest)] = newest
+    return observation
+
+
+def _p_high(policy: RouterPolicy, episodes: list[np.ndarray], length: int) -> np.ndarray:
+    """Play episodes of equal length side by side; returns (T, B)."""
+    policy.reset(range(len(episodes)), [EpisodeKey(str(i)) for i in range(len(episodes))], len(episodes))
+    steps = len(episodes[0])
+    return np.array(
+        [policy.act(np.stack([_window(rows, t, length) for rows in episodes]), {}).p_high for t in range(steps)]
+    )
+
+
+def test_a_fixed_precision_never_calls_the_router():
+    """Single-precision baselines pay no router time and draw nothing."""
+    decided = FixedPrecision(2).act(np.zeros((3, 4, D), np.float32), {})
+    assert decided.actions.tolist() == [2, 2, 2]
+    assert not decided.router_called.any()
+    assert np.isnan(decided.p_high).all()
+    assert decided.logprobs.tolist() == [0, 0, 0]
+
+
+def test_random_keeps_its_share_and_its_logprobs():
+    """Of 4000 draws at 0.3 about 30 % are high; the log-probability is that of the action."""
+    policy = RandomPolicy(0.3, n_precisions=3, seed=1)
+    policy.reset(range(4000), [EpisodeKey(str(i)) for i in range(4000)], 4000)
+    decided = policy.act(np.zeros((4000, 1, D), np.float32), {})
+    assert set(decided.actions.tolist()) == {0, 2}
+    high = decided.actions == 2
+    assert high.mean() == pytest.approx(0.3, abs=0.03)
+    np.testing.assert_allclose(decided.logprobs[high], np.log(0.3), rtol=1e-6)
+    np.testing.assert_allclose(decided.logprobs[~high], np.log(0.7), rtol=1e-6)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_random_at_the_ends_is_certain(share):
+    """A share of 0 or 1 is a fixed precision, without warnings about logarithms of zero."""
+    policy = RandomPolicy(share)
+    policy.reset(range(9), [EpisodeKey(str(i)) for i in range(9)], 9)
+    decided = policy.act(np.zeros((9, 1, D), np.float32), {})
+    assert decided.actions.tolist() == [int(share)] * 9
+    assert decided.logprobs.tolist() == [0.0] * 9
+
+
+def test_draws_belong_to_the_episode_not_to_its_place():
+    """Seed, task and repeat fix the draws; the sub-environment does not matter."""
+
+    def draws(slot: int, key: EpisodeKey, seed: int = 0) -> list[int]:
+        policy = RandomPolicy(0.5, seed=seed)
+        policy.reset([0, 1], [EpisodeKey("other"), EpisodeKey("another")], 2)
+        policy.reset([slot], [key], 2)
+        return [int(policy.act(np.zeros((2, 1, D), np.float32), {}).actions[slot]) for _ in range(40)]
+
+    first = draws(0, EpisodeKey("a"))
+    assert first == draws(1, EpisodeKey("a"))
+    assert first != draws(0, EpisodeKey("a", repeat=1))
+    assert first != draws(0, EpisodeKey("b"))
+    assert first != draws(0, EpisodeKey("a"), seed=1)
+
+
+def test_deployment_gives_the_numbers_of_the_full_pass():
+    """p_high decoded row by row equals one causal pass over the trajectory."""
+    router = _router()
+    episodes = [_episode(8, seed) for seed in range(3)]
+    decoded = _p_high(RouterPolicy(router), episodes, length=8)
+    with torch.no_grad():
+        full = router(torch.from_numpy(np.stack(episodes)), torch.ones(3, 8, dtype=torch.bool)).softmax(-1)[..., -1]
+    np.testing.assert_allclose(decoded, full.numpy().T, atol=1e-5)
+
+
+@pytest.mark.parametrize(("length", "max_length"), [(5, 8), (8, 5), (5, 5)])
+def test_a_sliding_window_is_scored_as_the_observation_shows_it(length, max_length):
+    """Once the history slides, the score is that of the visible rows, positions counted from the oldest of them."""
+    router, episode = _router(max_length=max_length), _episode(9, 4)
+    decoded = _p_high(RouterPolicy(router), [episode], length)[:, 0]
+    for t in range(9):
+        visible = torch.from_numpy(episode[max(0, t + 1 - 5) : t + 1])[None]
+        with torch.no_grad():
+            logits = router.last_logits(visible, torch.ones(visible.shape[:2], dtype=torch.bool))
+        assert decoded[t] == pytest.approx(float(logits.softmax(-1)[0, -1]), abs=1e-5)
+
+
+def test_a_new_episode_forgets_the_old_one():
+    """After a reset of one place its scores are those of a fresh policy; the neighbour goes on undisturbed."""
+    router = _router()
+    a, b, c = _episode(6, 1), _episode(3, 2), _episode(3, 3)
+    policy, seen = RouterPolicy(router), []
+    policy.reset([0, 1], [EpisodeKey("a"), EpisodeKey("b")], 2)
+    for t in range(6):
+        if t == 3:
+            policy.reset([1], [EpisodeKey("c")], 2)
+        second = _window(b, t, 8) if t < 3 else _window(c, t - 3, 8)
+        seen.append(policy.act(np.stack([_window(a, t, 8), second]), {}).p_high)
+    seen = np.array(seen)
+    np.testing.assert_allclose(seen[:, :1], _p_high(RouterPolicy(router), [a], 8), atol=1e-6)
+    np.testing.assert_allclose(seen[3:, 1:], _p_high(RouterPolicy(router), [c], 8), atol=1e-6)
+
+
+def test_an_episode_may_be_taken_up_in_its_middle():
+    """From a restored snapshot the first observation has several rows: all are read."""
+    router, episode = _router(), _episode(6, 5)
+    policy = RouterPolicy(router)
+    policy.reset([0], [EpisodeKey("a")], 1)
+    resumed = [policy.act(_window(episode, t, 8)[None], {}).p_high[0] for t in (3, 4, 5)]
+    np.testing.assert_allclose(resumed, _p_high(RouterPolicy(router), [episode], 8)[3:, 0], atol=1e-5)
+
+
+def test_the_threshold_decides_with_equality_for_high():
+    """Route high iff p >= tau (Eq. 7)."""
+    router, episode = _router(), _episode(1, 6)
+    p = _p_high(RouterPolicy(router), [episode], 8)[0, 0]
+    for tau, action in ((float(p), 1), (float(np.nextafter(p, np.float32(1))), 0), (np.inf, 0), (0.0, 1)):
+        policy = RouterPolicy(router, tau=tau)
+        policy.reset([0], [EpisodeKey("a")], 1)
+        assert policy.act(_window(episode, 0, 8)[None], {}).actions.tolist() == [action]
+
+
+def test_below_the_threshold_the_likeliest_lower_precision_is_taken():
+    """With three precisions a step that does not go high still has a choice."""
+    router, episodes = _router(3), [_episode(1, seed) for seed in range(40)]
+    policy = RouterPolicy(router, tau=np.inf)
+    policy.reset(range(40), [EpisodeKey(str(i)) for i in range(40)], 40)
+    observations = np.stack([_window(rows, 0, 8) for rows in episodes])
+    expected = router.act(observations)[:, :2].argmax(1)
+    assert policy.act(observations, {}).actions.tolist() == expected.tolist()
+    assert set(expected.tolist()) == {0, 1}
+
+
+def test_argmax_takes_the_likeliest():
+    """And never draws: its log-probability is 0."""
+    router, observations = _router(3), np.stack([_window(_episode(1, seed), 0, 8) for seed in range(40)])
+    policy = RouterPolicy(router, "argmax")
+    policy.reset(range(40), [EpisodeKey(str(i)) for i in range(40)], 40)
+    decided = policy.act(observations, {})
+    assert decided.actions.tolist() == router.act(observations).argmax(1).tolist()
+    assert not decided.logprobs.any()
+    assert decided.router_called.all()
+
+
+def test_sampling_follows_the_distribution_and_reports_its_logprobs():
+    """Frequencies over 3000 episodes match the probabilities; the log-probability is that of the drawn action."""
+    router, observation = _router(3), _window(_episode(1, 7), 0, 8)
+    policy = RouterPolicy(router, "sample", seed=3)
+    policy.reset(range(3000), [EpisodeKey(str(i)) for i in range(3000)], 3000)
+    decided = policy.act(np.repeat(observation[None], 3000, axis=0), {})
+    probabilities = router.act(observation[None])[0]
+    np.testing.assert_allclose(np.bincount(decided.actions, minlength=3) / 3000, probabilities, atol=0.03)
+    np.testing.assert_allclose(decided.logprobs, np.log(probabilities)[decided.actions], rtol=1e-4)
+
+
+def test_unknown_settings_are_refused():
+    """The message lists what is allowed."""
+    with pytest.raises(ConfigError, match='mode must be "threshold", "argmax" or "sample", got \'greedy\''):
+        RouterPolicy(_router(), "greedy")
+    with pytest.raises(ConfigError, match=r"high_share must lie in \[0, 1\], got 1.5"):
+        RandomPolicy(1.5)

@@ -1,0 +1,252 @@
+"""Properties of the router: causality, masking, incremental decoding, saving."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from dmr_gym.errors import ConfigError
+from dmr_gym.router import PrecisionRouter, RouterConfig, last_valid_index, pad_rows
+
+SMALL = RouterConfig(embedding_dim=6, n_precisions=3, n_layers=2, d_model=16, n_heads=4, d_ff=32, max_length=8)
+
+
+@pytest.fixture
+def router() -> PrecisionRouter:
+    """A small router with fixed weights, in evaluation mode."""
+    torch.manual_seed(0)
+    return PrecisionRouter(SMALL).eval()
+
+
+def _rows(batch: int, steps: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(batch, steps, SMALL.embedding_dim, generator=torch.Generator().manual_seed(seed))
+
+
+def test_default_size_is_two_percent_of_the_smallest_routed_llm():
+    """The default has 8 layers of width 384: the count by hand, about 14.2 M in the blocks."""
+    block = (3 * 384 * 384 + 3 * 384) + (384 * 384 + 384) + (2 * 384 * 1536 + 1536 + 384) + 4 * 384
+    expected = 8 * block + (384 * 384 + 384) + 64 * 384 + 2 * 384 + (384 * 2 + 2)
+    assert 8 * block == 14_195_712
+    assert PrecisionRouter().n_parameters == expected == 14_369_666
+
+
+def test_logits_have_one_row_a_step_and_one_column_a_precision(router):
+    """(B, T, D) becomes (B, T, P)."""
+    assert router(_rows(4, 5), torch.ones(4, 5, dtype=torch.bool)).shape == (4, 5, 3)
+
+
+def test_padding_content_never_changes_logits(router):
+    """Garbage, even NaN and infinity, in padded rows leaves every valid row's logits bitwise the same."""
+    rows, mask = _rows(2, 6), torch.tensor([[True] * 4 + [False] * 2, [True] * 6])
+    expected = router(rows.masked_fill(~mask[..., None], 0.0), mask)
+    for garbage in (1e6, float("nan"), float("inf")):
+        assert torch.equal(router(rows.masked_fill(~mask[..., None], garbage), mask)[mask], expected[mask])
+
+
+def test_the_place_of_padding_does_not_matter(router):
+    """The same valid rows behind, in front of, or around padding give the same last logits."""
+    rows = _rows(1, 3)
+    expected = router.last_logits(rows, torch.ones(1, 3, dtype=torch.bool))
+    for places in ([0, 1, 2], [3, 4, 5], [0, 2, 5]):
+        padded, mask = torch.full((1, 6, SMALL.embedding_dim), 9.0), torch.zeros(1, 6, dtype=torch.bool)
+        padded[:, places], mask[:, places] = rows, True
+        torch.testing.assert_close(router.last_logits(padded, mask), expected, rtol=0, atol=1e-6)
+
+
+def test_a_decision_does_not_see_later_rows(router):
+    """Changing row 3 changes the logits at rows 3 and later alone."""
+    rows, mask = _rows(1, 6), torch.ones(1, 6, dtype=torch.bool)
+    changed = rows.clone()
+    changed[:, 3] += 1.0
+    before, after = router(rows, mask), router(changed, mask)
+    torch.testing.assert_close(before[:, :3], after[:, :3], rtol=0, atol=1e-6)
+    assert (before[:, 3:] - after[:, 3:]).abs().amax(-1).min() > 1e-4
+
+
+def test_a_decision_sees_all_earlier_rows_and_their_order(router):
+    """Swapping two early rows changes the last logits: positions count."""
+    rows, mask = _rows(1, 4), torch.ones(1, 4, dtype=torch.bool)
+    assert not torch.allclose(router.last_logits(rows, mask), router.last_logits(rows[:, [1, 0, 2, 3]], mask))
+
+
+@pytest.mark.parametrize(
+    ("mask", "last"), [([1, 1, 0, 0], 1), ([0, 0, 1, 1], 3), ([1, 0, 1, 0], 2), ([0, 0, 0, 1], 3), ([1, 0, 0, 0], 0)]
+)
+def test_pooling_takes_the_last_valid_row(mask, last):
+    """The index of the last True, also where it is not the count minus one."""
+    assert last_valid_index(torch.tensor([mask], dtype=torch.bool)).tolist() == [last]
+
+
+def test_an_empty_mask_is_refused():
+    """A history without rows has no decision to read."""
+    with pytest.raises(ConfigError, match=r"at least one valid row; those at \[1\] have none"):
+        last_valid_index(torch.tensor([[True], [False]]))
+
+
+def test_incremental_decoding_equals_the_full_pass(router):
+    """Row by row with the key-value cache gives the numbers of one causal pass."""
+    rows = _rows(3, 8)
+    full, state = router(rows, torch.ones(3, 8, dtype=torch.bool)), router.initial_state(3)
+    for t in range(8):
+        logits, state = router.step(rows[:, t], state)
+        torch.testing.assert_close(logits, full[:, t], rtol=0, atol=1e-5)
+
+
+def test_incremental_decoding_equals_the_full_pass_at_default_size():
+    """The same at the size that ships, over a full history."""
+    torch.manual_seed(1)
+    router, rows = PrecisionRouter().eval(), torch.randn(2, 64, 384)
+    rows /= rows.norm(dim=-1, keepdim=True)
+    with torch.no_grad():
+        full, state = router(rows, torch.ones(2, 64, dtype=torch.bool)), router.initial_state(2)
+    for t in range(64):
+        logits, state = router.step(rows[:, t], state)
+        torch.testing.assert_close(logits, full[:, t], rtol=0, atol=1e-5)
+
+
+def test_slots_decode_independently_of_each_other(router):
+    """Histories of different ages, pauses and fresh starts in one batch equal each history alone."""
+    a, b, c = _rows(1, 6, 1), _rows(1, 4, 2), _rows(1, 2, 3)
+    state = router.initial_state(2)
+    seen = {"a": [], "b": [], "c": []}
+    for t in range(6):  # slot 0 plays a; slot 1 plays b while t < 4 but pauses at t == 1, then c from a fresh start
+        if t == 5:
+            state.lengths[1] = 0
+        second = {0: b[0, 0], 1: torch.full((6,), 99.0), 2: b[0, 1], 3: b[0, 2], 4: b[0, 3], 5: c[0, 0]}[t]
+        logits, state = router.step(torch.stack([a[0, t], second]), state, torch.tensor([True, t != 1]))
+        seen["a"].append(logits[0])
+        if t != 1:
+            seen["c" if t == 5 else "b"].append(logits[1])
+    for rows, logits in ((a, seen["a"]), (b, seen["b"]), (c[:, :1], seen["c"])):
+        expected = router(rows, torch.ones(rows.shape[:2], dtype=torch.bool))[0]
+        torch.testing.assert_close(torch.stack(logits), expected, rtol=0, atol=1e-5)
+
+
+def test_a_full_cache_refuses_another_row(router):
+    """Positions of a sliding window shift, so the cache would be wrong; the message says what to do."""
+    state = router.initial_state(1)
+    for t in range(8):
+        _, state = router.step(_rows(1, 8)[:, t], state)
+    with pytest.raises(ConfigError, match="longer than max_length=8"):
+        router.step(_rows(1, 1)[:, 0], state)
+
+
+def test_act_reads_zero_rows_as_padding(router):
+    """`act` on an (B, L, D) observation equals the softmax of the last valid row's logits."""
+    rows = _rows(1, 3)
+    observation = np.zeros((1, 8, SMALL.embedding_dim), dtype=np.float32)
+    observation[:, :3] = rows.numpy()
+    expected = router(rows, torch.ones(1, 3, dtype=torch.bool))[:, -1].softmax(-1)
+    np.testing.assert_allclose(router.act(observation), expected.detach().numpy(), atol=1e-6)
+
+
+def test_act_ignores_dropout_and_keeps_the_mode(router):
+    """Deployment is deterministic even when called between training steps."""
+    router.train()
+    observation = _rows(2, 4).numpy()
+    assert np.array_equal(router.act(observation), router.act(observation))
+    assert router.training
+
+
+def test_saving_and_loading_keeps_numbers_and_digest(router, tmp_path):
+    """A loaded router is the saved one, and its JSON names the sizes and the digest."""
+    router.save(tmp_path)
+    loaded = PrecisionRouter.load(tmp_path)
+    assert loaded.config == SMALL
+    assert not loaded.training
+    assert loaded.digest() == router.digest() == json.loads((tmp_path / "router.json").read_text())["digest"]
+    assert np.array_equal(loaded.act(_rows(2, 4).numpy()), router.act(_rows(2, 4).numpy()))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["router.json", "router.safetensors"]
+
+
+def test_the_digest_changes_with_one_weight(router):
+    """A digest addresses content, not names."""
+    before = router.digest()
+    with torch.no_grad():
+        router.head.bias[0] += 1e-3
+    assert router.digest() != before
+
+
+def test_a_damaged_file_is_refused(router, tmp_path):
+    """Flipping one bit of a weight is noticed on loading."""
+    router.save(tmp_path)
+    path = tmp_path / "router.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match="is damaged"):
+        PrecisionRouter.load(tmp_path)
+
+
+def test_a_missing_router_is_named(tmp_path):
+    """The message says which recipe writes one."""
+    with pytest.raises(ConfigError, match=r"no router at .*train_kl_st\.py"):
+        PrecisionRouter.load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"n_precisions": 1}, "n_precisions must be at least 2"),
+        ({"n_heads": 5}, "must be a multiple of n_heads=5"),
+        ({"dropout": 1.0}, r"dropout must lie in \[0, 1\)"),
+        ({"n_layers": 0}, "n_layers must be at least 1, got 0"),
+    ],
+)
+def test_impossible_sizes_are_refused(settings, message):
+    """Each setting out of range raises with what came."""
+    with pytest.raises(ConfigError, match=message):
+        RouterConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    ("rows", "mask", "message"),
+    [
+        (torch.zeros(2, 3, 5), torch.ones(2, 3, dtype=torch.bool), r"rows must be \(B, T, 6\) float"),
+        (torch.zeros(2, 3, 6), torch.ones(2, 4, dtype=torch.bool), r"valid_mask must be \(2, 3\) bool"),
+        (torch.zeros(2, 3, 6), torch.ones(2, 3), r"valid_mask must be \(2, 3\) bool, got \(2, 3\) torch.float32"),
+        (torch.zeros(2, 9, 6), torch.ones(2, 9, dtype=torch.bool), r"up to 8 rows \(max_length\), got 9"),
+    ],
+)
+def test_wrong_shapes_are_refused(router, rows, mask, message):
+    """Shapes and dtypes are checked before anything is computed."""
+    with pytest.raises(ConfigError, match=message):
+        router(rows, mask)
+
+
+def test_pad_rows_stacks_histories_of_different_lengths():
+    """Zeros behind each end, and a mask that tells them from rows."""
+    rows, mask = pad_rows([np.ones((2, 3), np.float32), np.full((1, 3), 2, np.float32)])
+    assert rows.tolist() == [[[1, 1, 1], [1, 1, 1]], [[2, 2, 2], [0, 0, 0]]]
+    assert mask.tolist() == [[True, True], [True, False]]
+
+
+def test_the_router_can_learn_to_read_an_early_row(router):
+    """Trained on "was the first row positive?", the last decision finds out: gradients reach every part."""
+    torch.manual_seed(0)
+    router.train()
+    optimizer = torch.optim.AdamW(router.parameters(), lr=3e-3)
+    for seed in range(80):
+        rows = _rows(32, 4, seed)
+        loss = torch.nn.functional.cross_entropy(
+            router.last_logits(rows, torch.ones(32, 4, dtype=torch.bool)), (rows[:, 0, 0] > 0).long()
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in router.parameters())
+    rows = _rows(256, 4, 999)
+    accuracy = (router.act(rows.numpy()).argmax(1) == (rows[:, 0, 0] > 0).numpy()).mean()
+    assert accuracy > 0.9
+
+
+@pytest.mark.gpu
+def test_the_gpu_gives_the_cpu_numbers(router, tmp_path):
+    """Loaded on CUDA, the router decides as on the CPU."""
+    router.save(tmp_path)
+    on_gpu = PrecisionRouter.load(tmp_path, device="cuda")
+    np.testing.assert_allclose(on_gpu.act(_rows(4, 8).numpy()), router.act(_rows(4, 8).numpy()), atol=1e-4)
+    assert on_gpu.digest() == router.digest()

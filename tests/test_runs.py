@@ -1,0 +1,47 @@
+"""Files of a run: whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import pytest
+
+from dmr_gym.runs import file_digest, provenance, write_atomically, write_json
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    """A reader sees the old content, and no half file stays behind."""
+    path = tmp_path / "result.json"
+    write_json(path, {"a": 1})
+
+    def fail(part):
+        part.write_text("half")
+        raise RuntimeError("disk full")
+
+    with pytest.raises(RuntimeError, match="disk full"):
+        write_atomically(path, fail)
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_folders_are_made_and_suffixes_kept(tmp_path):
+    """Writers that choose the format by suffix, as matplotlib does, see the final one."""
+    seen = []
+    write_atomically(tmp_path / "new" / "picture.png", lambda part: (seen.append(part.suffix), part.write_bytes(b"x")))
+    assert seen == [".png"]
+    assert (tmp_path / "new" / "picture.png").read_bytes() == b"x"
+
+
+def test_file_digest_is_sha256(tmp_path):
+    """Comparable with sha256sum."""
+    (tmp_path / "f").write_bytes(b"content")
+    assert file_digest(tmp_path / "f") == hashlib.sha256(b"content").hexdigest()
+
+
+def test_provenance_names_versions_and_is_json():
+    """What made a result, as plain data."""
+    record = json.loads(json.dumps(provenance()))
+    assert record["versions"]["numpy"]
+    assert record["versions"]["torch"]
+    assert record["python"].startswith("3.")
