@@ -100,9 +100,10 @@ class CachedBackend:
 
     def _completion_key(self, request: Request) -> bytes:
         s = request.sampling
-        sampling = [s.temperature, s.top_p, s.max_tokens, s.stop, s.seed]
+        # Nothing is drawn in greedy decoding, so seed, nucleus and sample index cannot tell two calls apart.
+        draw = [s.temperature, s.top_p, s.seed, request.sample_index] if s.temperature > 0 else []
         digest = self.digest(request.precision)
-        return _key("completion", digest, request.precision, _plain(request.prompt), sampling, request.sample_index)
+        return _key("completion", digest, request.precision, _plain(request.prompt), [s.max_tokens, s.stop], draw)
 
     def _count(self, requests: int, computed: int) -> None:
         self.misses += computed

@@ -38,7 +38,8 @@ from dmr_gym.types import (
     TokenDistributions,
 )
 
-REQUEST = Request("You see a bed 1.\n>", "low")
+REQUEST = Request("You see a bed 1.\n>", "low", SamplingParams(temperature=0.7))
+GREEDY = Request(REQUEST.prompt, "low")
 
 
 class CountingBackend(ScriptedBackend):
@@ -113,10 +114,10 @@ def test_only_misses_are_computed_in_one_batch_without_duplicates(store: Complet
         replace(REQUEST, prompt=REQUEST.prompt + " "),
         replace(REQUEST, sample_index=1),
         replace(REQUEST, sampling=SamplingParams(temperature=0.5)),
-        replace(REQUEST, sampling=SamplingParams(top_p=0.5)),
-        replace(REQUEST, sampling=SamplingParams(max_tokens=5)),
-        replace(REQUEST, sampling=SamplingParams(stop=())),
-        replace(REQUEST, sampling=SamplingParams(seed=1)),
+        replace(REQUEST, sampling=SamplingParams(temperature=0.7, top_p=0.5)),
+        replace(REQUEST, sampling=SamplingParams(temperature=0.7, max_tokens=5)),
+        replace(REQUEST, sampling=SamplingParams(temperature=0.7, stop=())),
+        replace(REQUEST, sampling=SamplingParams(temperature=0.7, seed=1)),
         replace(REQUEST, prompt=(Message("user", str(REQUEST.prompt)),)),
     ],
 )
@@ -124,6 +125,20 @@ def test_everything_an_answer_depends_on_is_in_its_key(store: CompletionCache, o
     """A request that differs in one field is another request."""
     backend = CachedBackend(CountingBackend(), store)
     assert [c.text for c in backend.generate([REQUEST, other])] == ["answer 0", "answer 1"]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        replace(GREEDY, sample_index=1),
+        replace(GREEDY, sampling=SamplingParams(seed=1)),
+        replace(GREEDY, sampling=SamplingParams(top_p=0.5)),
+    ],
+)
+def test_greedy_requests_share_an_entry_whatever_their_draw(store: CompletionCache, other: Request) -> None:
+    """Greedy decoding draws nothing, so a group of equal episodes costs one call a step."""
+    backend = CachedBackend(CountingBackend(), store)
+    assert [c.text for c in backend.generate([GREEDY, other])] == ["answer 0", "answer 0"]
 
 
 def test_another_model_has_other_answers(store: CompletionCache) -> None:

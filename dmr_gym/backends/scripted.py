@@ -27,8 +27,9 @@ class ScriptedBackend:
     """Answers with whatever a function of the request says.
 
     The answer is cut before the first stop string and after ``max_tokens`` bytes; the end of the answer counts as one
-    token, as an end-of-sequence token would. Distributions favour the bytes of the given completion; the lower the
-    precision, the more they are disturbed, so that KL(high || low) falls as precision rises.
+    token, as an end-of-sequence token would. Distributions favour the bytes of the precision's own answer, and of the
+    given completion once that has left it; the lower the precision, the more they are disturbed. So KL(high || low) is
+    small where the answers of two precisions agree, and large where they part.
 
     Args:
         answer: request -> text. It must depend on nothing else.
@@ -104,8 +105,10 @@ class ScriptedBackend:
             raise BackendError(f"top_k must be at least 1 or None, got {request.top_k}")
         disturbance = float(len(self._precisions) - 1 - self._rank(request.precision))
         data = request.completion.encode()
+        own = self._own(request)
+        favoured = [own[i] if i < len(own) and own[:i] == data[:i] else data[i] for i in range(len(data))]
         prompt = _sha256("prompt", self._name, render(request.prompt))
-        rows = [_logits(prompt, data[:i], data[i], request.precision, disturbance) for i in range(len(data))]
+        rows = [_logits(prompt, data[:i], favoured[i], request.precision, disturbance) for i in range(len(data))]
         logits = np.stack(rows) if rows else np.zeros((0, VOCABULARY))
         logprobs = (logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))).astype(np.float32)
         return truncate_distributions(
@@ -114,6 +117,12 @@ class ScriptedBackend:
             logprobs=logprobs,
             top_k=request.top_k,
         )
+
+
+    def _own(self, request: DistributionRequest) -> bytes:
+        """The bytes this precision would have answered, with the line end that the scored completion has."""
+        text = self._answer(Request(request.prompt, request.precision))
+        return text.encode() + (b"\n" if request.completion.endswith("\n") and not text.endswith("\n") else b"")
 
 
 def render(prompt: Prompt) -> str:
