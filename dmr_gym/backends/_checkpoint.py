@@ -23,6 +23,7 @@ import torch
 from dmr_gym.errors import BackendError, MissingDependency
 
 CONTENT = ("*.json", "*.jinja", "*.model", "*.safetensors", "*.txt")
+REPORT = "quantization.json"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
@@ -59,7 +60,8 @@ def checkpoint_digest(folder: Path) -> str:
 
     Each file is read once a process, and again when its size or modification time has changed.
     """
-    paths = sorted({path for pattern in CONTENT for path in folder.glob(pattern) if path.is_file()})
+    # A report of how a copy was made, with its seconds, is no part of the copy.
+    paths = sorted({p for pattern in CONTENT for p in folder.glob(pattern) if p.is_file() and p.name != REPORT})
     listing = [(path.name, _file_sha256(path, path.stat().st_size, path.stat().st_mtime_ns)) for path in paths]
     return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
 

@@ -118,7 +118,6 @@ class ScriptedBackend:
             top_k=request.top_k,
         )
 
-
     def _own(self, request: DistributionRequest) -> bytes:
         """The bytes this precision would have answered, with the line end that the scored completion has."""
         text = self._answer(Request(request.prompt, request.precision))

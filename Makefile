@@ -1,0 +1,82 @@
+# Every target sets up .venv by itself, again whenever pyproject.toml or constraints.txt has changed.
+#
+#   make demo    collect, train and evaluate a router on the embedded world
+#   make test    the fast tests (make test-all: every test)
+#
+# PYTHON=python3.12 picks the interpreter of a new .venv. TORCH_ARGS is handed to the call of pip that installs PyTorch,
+# for example TORCH_ARGS="--index-url URL" with PyTorch's CPU index, which saves gigabytes of CUDA libraries.
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check --no-input -qq
+TORCH := $(shell grep -m 1 '^torch==' constraints.txt)
+KEY := $(shell cat pyproject.toml constraints.txt | cksum | cut -d ' ' -f 1)
+READY_TRAIN := $(VENV)/.ready-train-$(KEY)
+READY_DEV := $(VENV)/.ready-dev-$(KEY)
+RUN := runs/demo
+
+.PHONY: help demo test test-all lint format bench wheel clean distclean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: $(READY_TRAIN)  ## set up, then collect, train and evaluate a router on the embedded ALFWorld
+	@$(PY) agents/demo.py --out $(RUN)
+
+test: $(READY_DEV)  ## the fast tests
+	@$(PY) -m pytest -q -m "not slow and not gpu"
+
+test-all: $(READY_DEV)  ## every test; those that need a GPU or real data skip with a reason where there is none
+	@$(PY) -m pytest -q
+
+lint: $(READY_DEV)  ## ruff check, ruff format --check, mypy --strict on dmr_gym
+	@$(PY) -m ruff check
+	@$(PY) -m ruff format --check
+	@$(PY) -m mypy
+
+format: $(READY_DEV)  ## let ruff mend and format everything
+	@$(PY) -m ruff check --fix
+	@$(PY) -m ruff format
+
+bench: $(READY_DEV)  ## steps a second of the engine and of the environment, and where the time goes
+	@$(PY) bench/run.py
+
+wheel: $(READY_DEV)  ## build dist/*.whl
+	@$(PY) -m hatchling build -t wheel
+
+clean:  ## remove build products and caches
+	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find . -path './.venv*' -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf
+
+distclean: clean  ## clean, and remove .venv and runs/ too
+	@rm -rf $(VENV) runs
+
+$(READY_TRAIN): EXTRAS := train
+$(READY_DEV): EXTRAS := dev,train,quantize
+
+# A plain `torch` in a requirement can pull gigabytes of another build, so the exact release goes in first, alone.
+$(READY_TRAIN) $(READY_DEV):
+	@if ! $(PY) -m pip --version >/dev/null 2>&1; then \
+		for python in $(PYTHON) python3 python3.13 python3.12 python3.11 none; do \
+			$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && break; \
+		done; \
+		[ $$python != none ] || { echo "dmr-gym needs Python 3.11, 3.12 or 3.13 on PATH, or PYTHON=/path/to/one" >&2; exit 1; }; \
+		echo "Creating $(VENV) with $$($$python --version) ..."; \
+		rm -rf $(VENV); $$python -m venv $(VENV); \
+	fi
+	@if ! $(PY) -c 'import sys, torch; sys.exit(torch.__version__.split("+")[0] != "$(TORCH:torch==%=%)")' 2>/dev/null; then \
+		echo "Installing $(TORCH) (once; 0.2 GB for the CPU build, some GB for the CUDA build) ..."; \
+		$(PIP) install $(TORCH_ARGS) $(TORCH) -c constraints.txt; \
+	fi
+	@echo "Installing dmr-gym[$(EXTRAS)] with the versions of constraints.txt (some minutes the first time) ..."
+	@$(PIP) install -e ".[$(EXTRAS)]" -c constraints.txt
+	@if [ $@ = $(READY_DEV) ]; then \
+		echo "Installing alfworld, the reference engine (built from source: some minutes the first time) ..."; \
+		$(PIP) install -e ".[alfworld]" -c constraints.txt >/dev/null 2>&1 \
+			|| echo "alfworld cannot be built here: tests and benchmarks that compare with it say so and skip"; \
+	fi
+	@rm -f $(VENV)/.ready-*; touch $@; if [ $@ = $(READY_DEV) ]; then touch $(READY_TRAIN); fi

@@ -1,0 +1,254 @@
+r"""Measure every precision of an agent and write the results into its model card.
+
+For each precision: success and mean steps on the embedded test panel, and on official games where their folder is
+given. For each low precision: KL(high || low) of every step of the high precision's episodes (exact, mean over the
+action block, in nats; paper section 4.2), with a histogram on a logarithmic scale. Each precision plays alone.
+
+    python agents/agent_card.py --out dmr_gym/weights/alfworld
+    python agents/agent_card.py --out runs/card --official PATH_OF_ALFWORLD --set backend.kind=local \
+        --set 'backend.models={w4 = "runs/w4", bf16 = "runs/bf16"}' --precisions w4 bf16
+
+Writes ``agent_card.json``, ``kl_histogram.png``, and the table into ``README.md`` between two marks; the rest of that
+file stays as it is. Answers are cached in runs/agent_card, so an interrupted run goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from dmr_gym.backends import embedded_precisions
+from dmr_gym.calibration import KL_FLOOR
+from dmr_gym.command_line import add_env_options, env_config, first_tasks, make_envs
+from dmr_gym.config import EnvConfig
+from dmr_gym.errors import ConfigError, DMRGymError
+from dmr_gym.kl_dataset import label_trajectory
+from dmr_gym.metrics import Summary, summarize
+from dmr_gym.policies import FixedPrecision
+from dmr_gym.rollout import Trajectory, rollout
+from dmr_gym.runs import file_digest, provenance, write_atomically, write_json
+
+BEGIN, END = "<!-- results: agents/agent_card.py -->", "<!-- end of results -->"
+CRITICAL_KL = 0.1
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Games to measure on: a name for the table, and the environment's settings for them."""
+
+    name: str
+    config: EnvConfig
+    panel: str
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description="measure every precision of an agent and write its model card")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the card")
+    parser.add_argument("--precisions", nargs="+", metavar="NAME", help="in ascending order (default: all embedded)")
+    parser.add_argument("--official", metavar="DIR", help="ALFWorld's data folder, to measure on its games as well")
+    parser.add_argument("--official-panel", default="valid_unseen", metavar="NAME", help="(default: %(default)s)")
+    parser.add_argument("--games", type=int, metavar="N", help="only the first N games of each panel")
+    add_env_options(parser)
+    parser.set_defaults(num_envs=16, cache_dir="runs/agent_card")  # not in --out, which may be in the package
+    return parser.parse_args(argv)
+
+
+def ascending(names: Sequence[str]) -> tuple[str, ...]:
+    """Order names such as "w3-gptq" and "bf16" by their first number, the bits of a weight."""
+    return tuple(sorted(names, key=lambda name: (int((re.findall(r"\d+", name) or ["0"])[0]), name)))
+
+
+def resolve(args: argparse.Namespace) -> EnvConfig:
+    """The environment in which single precisions play: no latency is priced, and no encoder is needed.
+
+    Raises:
+        ConfigError: fewer than two precisions, or a setting of the environment that is wrong.
+    """
+    config = env_config(args.env, args.set, args.cache_dir)
+    names = tuple(args.precisions or config.precisions)
+    if not args.precisions and config.backend["kind"] == "embedded":
+        names = ascending(embedded_precisions(config.backend.get("world", "alfworld")))
+    if len(names) < 2:
+        raise ConfigError(f"a card compares two precisions or more, found {', '.join(names) or 'none'}")
+    free = {"ms_per_token": dict.fromkeys(names, 0.0), "router_ms": 0.0}
+    return replace(config, precisions=names, latency=free, encoder={"kind": "hash", "dim": 8})
+
+
+def panels(config: EnvConfig, args: argparse.Namespace) -> list[Panel]:
+    """The embedded test panel, and the official one where its folder is given."""
+    found = [Panel("embedded test", config, "test")]
+    if args.official:
+        official = replace(config, task_kwargs={**config.task_kwargs, "source": args.official})
+        found.append(Panel(f"official {args.official_panel}", official, args.official_panel))
+    return found
+
+
+def measure(panel: Panel, games: int | None, num_envs: int, with_kl: bool) -> tuple[list[Summary], dict[str, Any]]:
+    """Let every precision play a panel alone.
+
+    Returns:
+        A summary a precision, and the KL of each low precision at every step of the high precision, (S,) float32 nats.
+    """
+    envs = make_envs(panel.config, panel.panel, num_envs)
+    try:
+        tasks = first_tasks(envs, games)
+        summaries, played = [], []
+        for index, name in enumerate(panel.config.precisions):
+            title = f"{panel.name}, {name}"
+            played = rollout(envs, FixedPrecision(index), tasks, keep_turns=True, progress=title)
+            summaries.append(summarize(name, [episode.result(index) for episode in played], lambda_=0.0))
+        return summaries, step_kls(played, envs.backend, panel.name) if with_kl else {}
+    finally:
+        envs.close()
+
+
+def step_kls(episodes: Sequence[Trajectory], backend: Any, name: str) -> dict[str, NDArray[np.float32]]:
+    """KL(high || low) at each step of the high precision's episodes, one array of all steps for each low precision."""
+    bar = tqdm(episodes, desc=f"{name}, KL", unit="episode")
+    kls = np.concatenate([label_trajectory(episode, backend).kl_action for episode in bar])
+    return {low: kls[:, index] for index, low in enumerate(backend.precisions[:-1])}
+
+
+def copy_facts(config: EnvConfig) -> dict[str, dict[str, Any]]:
+    """What the checkpoint folder of each precision says of itself: size, digest, and how it was quantized."""
+    kind, models = config.backend["kind"], dict(config.backend.get("models", {}))
+    if kind == "embedded":
+        models = {name: f"embedded:{config.backend.get('world', 'alfworld')}/{name}" for name in config.precisions}
+    elif kind != "local":
+        return {name: {} for name in config.precisions}
+    from dmr_gym.backends._checkpoint import resolve_checkpoint
+
+    facts = {}
+    for name in config.precisions:
+        folder = resolve_checkpoint(models[name])
+        weights = sorted(folder.glob("*.safetensors"))
+        card = folder / "quantization.json"
+        quantized = json.loads(card.read_text(encoding="utf-8")) if card.is_file() else {}
+        facts[name] = {
+            "bytes": sum(path.stat().st_size for path in weights),
+            "sha256": {path.name: file_digest(path) for path in weights},
+            **{key: quantized[key] for key in ("method", "scheme", "group_size", "perplexity") if key in quantized},
+        }
+    return facts
+
+
+def kl_figures(kl: NDArray[np.float32]) -> dict[str, float]:
+    """Reduce the KLs of all steps to the numbers of the table, in nats."""
+    return {
+        "steps": len(kl),
+        "mean": float(kl.mean()),
+        "median": float(np.median(kl)),
+        "p90": float(np.quantile(kl, 0.9)),
+        f"share_above_{CRITICAL_KL}": float((kl > CRITICAL_KL).mean()),
+    }
+
+
+def draw_histogram(kls: Mapping[str, NDArray[np.float32]], path: Path) -> None:
+    """Draw the share of steps by KL, one line for each low precision; smaller KLs than `KL_FLOOR` count as that."""
+    from matplotlib.figure import Figure
+
+    edges = np.logspace(np.log10(KL_FLOOR), 2, 61)
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for name, kl in kls.items():
+        weights = np.full(len(kl), 1 / len(kl))
+        axes.hist(kl.clip(KL_FLOOR, edges[-1]), bins=edges, weights=weights, histtype="step", linewidth=1.6, label=name)
+    axes.axvline(CRITICAL_KL, color="0.5", linestyle=":", linewidth=1)
+    axes.set_xscale("log")
+    axes.set_xlabel("KL(high || low) of a step in nats, mean over its action's tokens")
+    axes.set_ylabel("share of steps")
+    axes.legend(title="low precision", frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    write_atomically(path, lambda part: figure.savefig(part, dpi=120, metadata={"Software": None}))
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """The results as a Markdown table, highest precision first."""
+    names = list(results["precisions"])
+    panel_names = list(results["panels"])
+    head = ["precision", "made by", "MB"]
+    for panel in panel_names:
+        head += [f"success, {panel} ({results['panels'][panel][names[-1]]['episodes']} games)", "steps"]
+    head += ["KL median", "KL mean", f"KL > {CRITICAL_KL}"]
+    rows = [head, ["---"] * len(head)]
+    for name in reversed(names):
+        facts, kl = results["precisions"][name], results["kl"].get(name)
+        made = f"{facts['method'].upper()} {facts['scheme']}, g {facts['group_size']}" if "method" in facts else "–"
+        row = [name, made, f"{facts['bytes'] / 1e6:.2f}" if facts else "–"]
+        for panel in panel_names:
+            cell = results["panels"][panel][name]
+            low, high = (100 * bound for bound in cell["success_ci"])
+            row += [f"{100 * cell['success']:.1f} % ({low:.1f} to {high:.1f})", f"{cell['steps']:.1f}"]
+        share = f"share_above_{CRITICAL_KL}"
+        row += [f"{kl['median']:.2g}", f"{kl['mean']:.2g}", f"{100 * kl[share]:.1f} %"] if kl else ["–"] * 3
+        rows.append(row)
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def write_card(results: Mapping[str, Any], out: Path) -> None:
+    """Put the table between the marks of ``README.md``, which is begun where there is none."""
+    path = out / "README.md"
+    text = path.read_text(encoding="utf-8") if path.is_file() else f"# {out.resolve().name}\n\n{BEGIN}\n{END}\n"
+    if BEGIN not in text:
+        text = f"{text.rstrip()}\n\n{BEGIN}\n{END}\n"
+    before, rest = text.split(BEGIN, 1)
+    after = rest.split(END, 1)[1] if END in rest else "\n"
+    first = next(iter(results["panels"]))
+    body = (
+        f"{table(results)}\n\nEach precision plays alone, at most {results['max_steps']} steps a game. In parentheses: "
+        "95 % bootstrap intervals over games. Steps: mean over all games. KL: KL(high || low) in nats at each "
+        f"step of the highest precision's episodes, panel {first!r}, mean over the tokens of the action.\n\n"
+        "![Histogram of the KL of each step, logarithmic scale](kl_histogram.png)\n"
+    )
+    write_atomically(path, lambda part: part.write_text(f"{before}{BEGIN}\n{body}{END}{after}", encoding="utf-8"))
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Measure, write the card, print its table; returns what ``agent_card.json`` holds.
+
+    Raises:
+        ConfigError, BackendError, TaskError: a setting is wrong, a checkpoint or a folder of games is missing.
+    """
+    args = parse(argv)
+    config = resolve(args)
+    results: dict[str, Any] = {"env": args.env, "max_steps": config.max_steps, "precisions": copy_facts(config)}
+    results |= {"panels": {}, "kl": {}}
+    for index, panel in enumerate(panels(config, args)):
+        summaries, kls = measure(panel, args.games, args.num_envs, with_kl=index == 0)
+        results["panels"][panel.name] = {
+            s.policy: {
+                "episodes": s.episodes,
+                "success": s.success,
+                "success_ci": [s.success_ci.low, s.success_ci.high],
+                "steps": s.steps,
+                "completion_tokens": s.completion_tokens,
+            }
+            for s in summaries
+        }
+        if kls:
+            results["kl"] = {name: kl_figures(kl) for name, kl in kls.items()}
+            draw_histogram(kls, args.out / "kl_histogram.png")
+    results["provenance"] = provenance()
+    write_json(args.out / "agent_card.json", results)
+    write_card(results, args.out)
+    print(table(results))
+    print(f"written to {args.out}: README.md, agent_card.json, kl_histogram.png")
+    return results
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except DMRGymError as error:
+        sys.exit(f"error: {error}")

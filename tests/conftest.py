@@ -1,0 +1,78 @@
+"""Fixtures, the report header, and limits that hold for every test.
+
+Tests need no network and no data set. Those that compare with recorded or official data take the fixtures
+``shared_data`` and ``shared_conformance``, which skip with a reason where the folder is absent.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = Path(os.environ.get("DMR_GYM_SHARED") or ROOT.parent / "shared")
+HEADER_PACKAGES = ("torch", "transformers", "compressed-tensors", "gymnasium", "numpy", "sentence-transformers")
+
+# Set before anything imports torch or a hub client, both of which read them once: more threads than cores make small
+# models slower, forked tokenizer threads warn, and a test that reaches for a hub has to fail rather than wait.
+os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "absent"
+
+
+def pytest_report_header() -> list[str]:
+    """Name the versions that results depend on, and where real data is looked for."""
+    versions = ", ".join(f"{package} {_version(package)}" for package in HEADER_PACKAGES)
+    return [
+        f"{platform.python_implementation()} {platform.python_version()}, {versions}",
+        f"threads: {os.environ['OMP_NUM_THREADS']}, real data: {SHARED if SHARED.is_dir() else 'absent'}",
+    ]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip the tests marked gpu where there is no CUDA device."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if not marked:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def _shared_folder(name: str) -> Path:
+    folder = SHARED / name
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is absent; set DMR_GYM_SHARED to the folder that has {name}/")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The root of the checkout."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder with the official benchmark data (alfworld/, webshop/); skips where it is absent."""
+    return _shared_folder("data")
+
+
+@pytest.fixture(scope="session")
+def shared_conformance() -> Path:
+    """The folder with episodes recorded from the original environments; skips where it is absent."""
+    return _shared_folder("conformance")
