@@ -16,9 +16,9 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import random
 import re
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -26,18 +26,20 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from dmr_gym.prompts.transcript import initial
-from dmr_gym.tasks.alfworld.engine import AlfworldEngine
-from dmr_gym.tasks.alfworld.expert import ExploringExpert
-from dmr_gym.tasks.alfworld.generate import generate_game
+from dmr_gym.errors import ConfigError, DMRGymError
+from dmr_gym.runs import provenance, write_atomically, write_json
+from dmr_gym.tasks.alfworld.demonstrations import demonstration
 
-FIRST_SEED = 1_000_000_000
+CHECKPOINT = "checkpoint.safetensors"
+FIGURES = ("loss", "command_loss", "command_accuracy")
+MACHINE = ("out", "resume", "threads", "device", "compile")
 END_OF_TEXT = "<|endoftext|>"
 WORDS = Regex(r" ?\p{L}+| ?\p{N}+|\n| ?[^\s\p{L}\p{N}]+|\s")
 
@@ -92,50 +94,14 @@ class Args:
     """go on from the last checkpoint in --out"""
 
 
-# ---------------------------------------------------------------- transcripts
+# ---------------------------------------------------------------- data
 
 
-def mistake(command: str, previous: str, wanted: str, admissible: Sequence[str], rng: random.Random) -> str:
-    """A wrong command as a weak agent would make it.
-
-    It takes what it wants from where it is not, says again what it just said, gets a number wrong, or strays.
-    """
-    kind = rng.random()
-    if kind < 0.3:
-        places = [line.removeprefix("examine ") for line in admissible if line.startswith("examine ")]
-        return f"take {wanted} {rng.randint(1, 3)} from {rng.choice(places or ['cabinet 1'])}"
-    if kind < 0.45 and previous:
-        return previous
-    if kind < 0.7:
-        return re.sub(r"\d+", lambda match: str(rng.randint(1, max(3, int(match[0]) + 2))), command)
-    return rng.choice(admissible)
-
-
-def transcript(seed: int, args: Args, max_steps: int = 50) -> Iterator[tuple[str, float]]:
-    """Yield (text, loss weight) pieces of one episode in a house that only this seed makes.
-
-    A mistake is made again at once with a chance of 0.3, and again, so that the agent learns to leave a loop.
-    """
-    rng = random.Random(f"transcript {seed}")
-    engine = AlfworldEngine.from_json(generate_game(FIRST_SEED + seed))
-    intro = engine.reset()
-    expert = ExploringExpert(intro)
-    noise = args.noise if rng.random() < args.noisy_episodes else 0.0
-    previous, is_mistake = "", False
-    yield initial(intro), args.observation_weight
-    for _ in range(max_steps):
-        command, weight = expert.act(), 1.0
-        if is_mistake and rng.random() < 0.3:
-            command, weight = previous, 0.0
-        elif rng.random() < noise:
-            command, weight = mistake(command, previous, expert.target, engine.admissible, rng), 0.0
-        previous, is_mistake = command, weight == 0.0
-        observation = engine.step(command)
-        expert.observe(command, observation)
-        yield f" {command}\n", weight
-        yield f"{observation}\n>", args.observation_weight
-        if engine.won:
-            return
+def transcript(seed: int, args: Args) -> Iterator[tuple[str, float]]:
+    """Yield (text, loss weight) pieces of one demonstration."""
+    weights = {"world": args.observation_weight, "expert": 1.0, "mistake": 0.0}
+    for text, author in demonstration(seed, args.noisy_episodes, args.noise):
+        yield text, weights[author]
 
 
 def train_tokenizer(args: Args) -> PreTrainedTokenizerFast:
@@ -179,10 +145,9 @@ def batches(tokenizer: PreTrainedTokenizerFast, args: Args, start: int) -> Itera
     """
     for pool in range(start // POOL, math.ceil(args.updates / POOL)):
         rng = random.Random(f"pool {args.seed} {pool}")
-        rows = [
-            encode(args.seed * 10**8 + pool * 1000 + index, tokenizer, args)
-            for index in range(POOL * args.tokens_per_update // 280)
-        ]
+        size = POOL * args.tokens_per_update // 280
+        first = args.seed * 10**8 + pool * max(1000, size)
+        rows = [encode(first + index, tokenizer, args) for index in range(size)]
         rows.sort(key=lambda row: len(row[0]))
         groups, group = [], [rows[0]]
         for row in rows[1:]:
@@ -291,21 +256,26 @@ def weighted_loss(logits: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor
 
 
 def save_checkpoint(
-    folder: Path, update: int, model: Qwen3ForCausalLM, optimizers: Sequence[torch.optim.Optimizer]
+    folder: Path, update: int, seconds: float, model: Qwen3ForCausalLM, optimizers: Sequence[torch.optim.Optimizer]
 ) -> None:
-    """Write weights and optimizer state as safetensors, then name them current in one atomic step."""
+    """Write weights, optimizer state and progress as one safetensors file, whole or not at all."""
     tensors = {f"model.{name}": p.detach().clone() for name, p in model.named_parameters()}
     for index, optimizer in enumerate(optimizers):
         for number, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{number}.{key}": value for key, value in state.items()}
-    save_file(tensors, folder / "checkpoint.tmp", metadata={"update": str(update)})
-    os.replace(folder / "checkpoint.tmp", folder / "checkpoint.safetensors")
-    (folder / "progress.json").write_text(json.dumps({"update": update}))
+    progress = {"update": str(update), "seconds": str(round(seconds))}
+    write_atomically(folder / CHECKPOINT, lambda part: save_file(tensors, part, metadata=progress))
 
 
-def load_checkpoint(folder: Path, model: Qwen3ForCausalLM, optimizers: Sequence[torch.optim.Optimizer]) -> int:
-    """Read what `save_checkpoint` wrote and return the number of updates done."""
-    tensors = load_file(folder / "checkpoint.safetensors")
+def load_checkpoint(
+    folder: Path, model: Qwen3ForCausalLM, optimizers: Sequence[torch.optim.Optimizer]
+) -> tuple[int, int]:
+    """Read what `save_checkpoint` wrote and return the updates and the seconds done; (0, 0) where there is none."""
+    if not (folder / CHECKPOINT).is_file():
+        return 0, 0
+    with safe_open(folder / CHECKPOINT, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        progress = file.metadata()
     with torch.no_grad():
         for name, p in model.named_parameters():
             p.copy_(tensors[f"model.{name}"])
@@ -316,15 +286,32 @@ def load_checkpoint(folder: Path, model: Qwen3ForCausalLM, optimizers: Sequence[
                 number, key = name.split(".")[2:]
                 state.setdefault(int(number), {})[key] = value
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return int(json.loads((folder / "progress.json").read_text())["update"])
+    return int(progress["update"]), int(progress["seconds"])
+
+
+def claim_folder(folder: Path, args: Args) -> None:
+    """Write the settings into the run's folder, or compare them with those of the run that is there.
+
+    Raises:
+        ConfigError: the folder holds a run, and it is not to be resumed or has other settings.
+    """
+    path = folder / "args.json"
+    settings = {key: value for key, value in asdict(args).items() if key not in MACHINE}
+    if path.is_file():
+        if not args.resume:
+            raise ConfigError(f"{folder} holds a run: --resume goes on with it, another --out starts a new one")
+        found = {key: value for key, value in json.loads(path.read_text()).items() if key not in MACHINE}
+        changed = sorted(key for key in settings if settings[key] != found.get(key))
+        if changed:
+            raise ConfigError(f"{folder} was begun with other {', '.join(changed)}: choose another --out")
+    write_json(path, asdict(args))
 
 
 def train(args: Args) -> Path:
     """Train, log, and return the folder of the final bf16 model."""
     torch.set_num_threads(args.threads)
     folder = Path(args.out)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "args.json").write_text(json.dumps(asdict(args), indent=2))
+    claim_folder(folder, args)
     tokenizer = train_tokenizer(args)
     model = build_model(args).to(args.device)
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
@@ -334,8 +321,8 @@ def train(args: Args) -> Path:
         torch.optim.AdamW(others, args.adam_lr, betas=(0.9, 0.95), weight_decay=0),
     ]
     peaks = [args.muon_lr, args.adam_lr]
-    start = load_checkpoint(folder, model, optimizers) if args.resume and (folder / "progress.json").exists() else 0
-    log, began = SummaryWriter(str(folder / "tensorboard")), time.perf_counter()
+    start, seconds = load_checkpoint(folder, model, optimizers)
+    log, began = SummaryWriter(str(folder / "tensorboard")), time.perf_counter() - seconds
     stream = zip(range(start, args.updates), batches(tokenizer, args, start), strict=False)
     bar = tqdm(stream, initial=start, total=args.updates, unit="update", mininterval=5)
     smooth = torch.zeros(3)
@@ -355,17 +342,18 @@ def train(args: Args) -> Path:
         figures = torch.where(figures.isnan(), smooth, figures)
         smooth = figures if update == start else smooth.lerp(figures, 0.02)
         bar.set_postfix_str(f"loss {smooth[0]:.3f} command loss {smooth[1]:.4f} right {smooth[2]:.4f}", refresh=False)
-        for name, value in zip(("loss", "command_loss", "command_accuracy"), figures.tolist(), strict=True):
+        for name, value in zip(FIGURES, figures.tolist(), strict=True):
             log.add_scalar(f"train/{name}", value, update)
         log.add_scalar("train/gradient_norm", norm.item(), update)
         if (update + 1) % args.checkpoint_every == 0 or update + 1 == args.updates:
-            save_checkpoint(folder, update + 1, model, optimizers)
+            spent = time.perf_counter() - began
+            save_checkpoint(folder, update + 1, spent, model, optimizers)
             save_model(folder / "model", model, tokenizer)
+            record = dict(zip(FIGURES, (round(value, 5) for value in smooth.tolist()), strict=True))
+            progress = {"updates": update + 1, "seconds": round(spent), **record}
+            write_json(folder / "training.json", {"settings": asdict(args), **progress, **provenance()})
             with (folder / "history.jsonl").open("a") as file:
-                seconds = round(time.perf_counter() - began)
-                names = ("loss", "command_loss", "command_accuracy")
-                record = dict(zip(names, (round(value, 5) for value in smooth.tolist()), strict=True))
-                file.write(json.dumps({"update": update + 1, "seconds_since_start": seconds, **record}) + "\n")
+                file.write(json.dumps(progress) + "\n")
     log.close()
     return folder / "model"
 
@@ -389,7 +377,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             parser.add_argument(option, action="store_true", help=text)
         else:
             parser.add_argument(option, type=type(default), default=default, help=f"{text} (default {default})")
-    print(f"model: {train(Args(**vars(parser.parse_args(argv))))}")
+    try:
+        print(f"model: {train(Args(**vars(parser.parse_args(argv))))}")
+    except DMRGymError as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

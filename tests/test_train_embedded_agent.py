@@ -1,0 +1,69 @@
+"""The recipe that trains the embedded agent, on a model of one layer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from agents import train_embedded_agent as recipe
+from dmr_gym.backends import LocalBackend
+from dmr_gym.types import Request
+
+OPTIONS = (
+    "--updates 4 --checkpoint-every 2 --tokens-per-update 1024 --hidden-size 128 --intermediate-size 128 --layers 1 "
+    "--threads 1 --out"
+).split()
+
+
+def test_newton_schulz_makes_singular_values_nearly_one() -> None:
+    """Muon's update has singular values between 0.6 and 1.3 whatever those of the gradient were."""
+    torch.manual_seed(0)
+    stack = torch.randn(2, 16, 32) * torch.logspace(-1, 1, 16)[:, None]
+    values = torch.linalg.svdvals(recipe.orthogonalise(stack))
+    assert 0.6 < values.min() < values.max() < 1.3
+
+
+def test_the_learning_rate_warms_up_stays_and_falls_to_zero() -> None:
+    """Hand-computed points of the schedule: 10 updates of warm-up, the last half falling linearly."""
+    args = recipe.Args(updates=100, warmup=10, decay=0.5)
+    assert [recipe.learning_rate_scale(t, args) for t in (0, 4, 30, 75, 100)] == [0.1, 0.5, 1.0, 0.5, 0.0]
+
+
+def test_padding_and_mistakes_carry_no_loss() -> None:
+    """Positions of weight 0 do not change the loss."""
+    torch.manual_seed(0)
+    logits, ids, weights = torch.randn(1, 4, 7), torch.tensor([[1, 2, 3, 4]]), torch.tensor([[1.0, 1.0, 0.0, 0.2]])
+    changed = logits.clone()
+    changed[0, 1] += torch.randn(7)  # predicts the token at index 2, which weighs nothing
+    assert torch.equal(recipe.weighted_loss(logits, ids, weights)[0], recipe.weighted_loss(changed, ids, weights)[0])
+
+
+@pytest.mark.slow
+def test_a_killed_run_resumes_to_the_same_weights_and_others_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after its checkpoint at update 2 and resumed, a run ends in the weights of an uninterrupted one."""
+    recipe.main([*OPTIONS, str(tmp_path / "whole")])
+    schedule = recipe.learning_rate_scale
+
+    def kill(update: int, args: recipe.Args) -> float:
+        if update == 3:
+            raise KeyboardInterrupt
+        return schedule(update, args)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(recipe, "learning_rate_scale", kill)
+        recipe.main([*OPTIONS, str(tmp_path / "killed")])
+    with pytest.raises(SystemExit, match="holds a run"):
+        recipe.main([*OPTIONS, str(tmp_path / "killed")])
+    with pytest.raises(SystemExit, match="other seed"):
+        recipe.main([*OPTIONS, str(tmp_path / "killed"), "--resume", "--seed", "1"])
+    recipe.main([*OPTIONS, str(tmp_path / "killed"), "--resume"])
+    whole, resumed = (load_file(tmp_path / name / recipe.CHECKPOINT) for name in ("whole", "killed"))
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+    backend = LocalBackend({"bf16": str(tmp_path / "killed" / "model")})
+    assert backend.generate([Request("You are in a room.\n>", "bf16")])[0].completion_tokens > 0
