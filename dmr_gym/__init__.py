@@ -48,7 +48,8 @@ ENV_IDS: dict[str, dict[str, Any]] = {
         "backend": {"kind": "embedded"},
         "encoder": {"kind": "minilm"},
         "latency": "alfworld-4b-gptq-w3",
-        "lambda_": 0.01,
+        "lambda_": 0.1,
+        "sampling": {"max_tokens": 32},
     },
     "DMR-Toy-v0": {
         "task": "toy",

@@ -98,6 +98,10 @@ class CachedBackend:
         self._count(len(requests), len(computed))
         return [_unpack_distributions(value) for value in values]
 
+    def close(self) -> None:
+        """Close the backend, where it can be closed; the store stays open."""
+        _close(self.backend)
+
     def _completion_key(self, request: Request) -> bytes:
         s = request.sampling
         # Nothing is drawn in greedy decoding, so seed, nucleus and sample index cannot tell two calls apart.
@@ -153,6 +157,16 @@ class CachedEncoder:
         if any(len(value) != 4 * self.dim for value in values):
             raise CacheError(f"the store holds an embedding that is not {self.dim} wide; delete {self.store.path}")
         return np.frombuffer(b"".join(values), dtype="<f4").astype(np.float32).reshape(len(texts), self.dim)
+
+    def close(self) -> None:
+        """Close the encoder, where it can be closed; the store stays open."""
+        _close(self.encoder)
+
+
+def _close(part: object) -> None:
+    close = getattr(part, "close", None)
+    if callable(close):
+        close()
 
 
 def _look_up(

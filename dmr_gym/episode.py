@@ -228,6 +228,7 @@ class Episode:
             "completion_tokens": completion.completion_tokens,
             "prompt_tokens": completion.prompt_tokens,
             "invalid_action": step.invalid_reason is not None,
+            "invalid_reason": step.invalid_reason or "",
             "step_type": step.step_type,
             "step_index": steps,
             "task_id": self.start.task_id,
@@ -241,7 +242,6 @@ class Episode:
                 "action": step.action,
                 "observation": step.observation if turn else self.start.observation,
                 "completion": completion.text,
-                "invalid_reason": step.invalid_reason or "",
                 "cache_hit": completion.cached,
             }
         return info

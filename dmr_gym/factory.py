@@ -1,7 +1,7 @@
 """Plain data to live objects: the one rule by which every part reads its configuration.
 
-A configuration is a mapping with a "kind" and options. The options are the keyword-only parameters of the kind's
-builder, so the signature is the list of what is allowed.
+A configuration is a mapping with a "kind" and options, or the kind alone as text. The options are the keyword-only
+parameters of the kind's builder, so the signature is the list of what is allowed.
 """
 
 from __future__ import annotations
@@ -15,18 +15,20 @@ from dmr_gym.errors import ConfigError
 T = TypeVar("T")
 
 
-def build(part: str, builders: Mapping[str, Callable[..., T]], config: Mapping[str, Any], *args: Any) -> T:
+def build(part: str, builders: Mapping[str, Callable[..., T]], config: str | Mapping[str, Any], *args: Any) -> T:
     """Call the builder that ``config["kind"]`` names.
 
     Args:
         part: what is built, for messages: "backend", "encoder".
         builders: kind -> function of ``*args`` and keyword-only options.
-        config: plain data with a "kind" and the kind's options.
+        config: plain data with a "kind" and the kind's options; a text is ``{"kind": text}``.
         *args: passed on before the options.
 
     Raises:
         ConfigError: no mapping, an unknown kind, an unknown option, or an option without default is missing.
     """
+    if isinstance(config, str):
+        config = {"kind": config}
     if not isinstance(config, Mapping):
         raise ConfigError(f'{part} must be a mapping with a "kind", got {type(config).__name__}: {config!r}')
     kind = config.get("kind")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from gymnasium import spaces
 
-from dmr_gym.backends import make_backend
+from dmr_gym.backends import ScriptedBackend, make_backend
 from dmr_gym.cache import CachedBackend, CachedEncoder, CompletionCache
 from dmr_gym.config import EnvConfig, check_settings, from_mapping
 from dmr_gym.encoders import make_encoder
@@ -19,21 +20,32 @@ from dmr_gym.latency import make_latency_model
 from dmr_gym.tasks import make_task
 from dmr_gym.types import Backend, Encoder, FloatArray, LatencyModel, SamplingParams, Task
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class Parts:
-    """What an environment is made of; ``episodes`` has one entry a sub-environment."""
+    """What an environment is made of.
+
+    Attributes:
+        episodes: one a sub-environment.
+        backend: the LLM copies, with the cache around them.
+        encoder: the text encoder, with the cache around it.
+        rules: what all episodes have in common.
+        task_ids: the panel.
+        built: the parts that were built here; a live object that came from the caller is not among them.
+    """
 
     episodes: tuple[Episode, ...]
     backend: Backend
     encoder: Encoder
-    store: CompletionCache
     rules: Rules
     task_ids: Sequence[str]
+    built: tuple[object, ...]
 
     def close(self) -> None:
-        """Close what can be closed; more than once does no harm."""
-        for part in (self.store, self.backend, self.encoder, *(episode.task for episode in self.episodes)):
+        """Close what was built here and can be closed; more than once does no harm."""
+        for part in self.built:
             close = getattr(part, "close", None)
             if callable(close):
                 close()
@@ -49,25 +61,28 @@ def build_parts(settings: Mapping[str, Any], copies: int = 1) -> Parts:
     Raises:
         ConfigError: for a setting that is unknown or out of range.
     """
+    check_settings(settings["precisions"], settings["lambda_"], settings["max_steps"], settings["history_length"])
     precisions = tuple(settings["precisions"])
-    check_settings(precisions, settings["lambda_"], settings["max_steps"], settings["history_length"])
     latency = settings["latency"]
-    if isinstance(latency, str | Mapping) or not isinstance(latency, LatencyModel):
+    live = isinstance(latency, LatencyModel) and not isinstance(latency, type)
+    if not live:
         latency = make_latency_model(latency, precisions)
-    tasks = _tasks(settings["task"], settings["task_kwargs"] or {}, copies)
-    backend, encoder, store = _models(settings, precisions)
+    sampling = _sampling(_mapping("sampling", settings["sampling"]))
+    tasks = _tasks(settings["task"], _mapping("task_kwargs", settings["task_kwargs"]), copies)
+    backend, encoder, built = _models(settings, precisions)
     rules = Rules(
         precisions=precisions,
         latency=latency,
         lambda_=float(settings["lambda_"]),
-        max_steps=settings["max_steps"],
-        history_length=settings["history_length"],
+        max_steps=int(settings["max_steps"]),
+        history_length=int(settings["history_length"]),
         dim=encoder.dim,
-        sampling=_sampling(settings["sampling"] or {}),
+        sampling=sampling,
         info_text=bool(settings["info_text"]),
     )
     episodes = tuple(Episode(task, rules) for task in tasks)
-    return Parts(episodes, backend, encoder, store, rules, tuple(tasks[0].task_ids))
+    built += [task for task in tasks if task is not settings["task"]]
+    return Parts(episodes, backend, encoder, rules, tuple(tasks[0].task_ids), tuple(built))
 
 
 def routing_spaces(rules: Rules) -> tuple[spaces.Space[FloatArray], spaces.Space[np.int64]]:
@@ -76,9 +91,29 @@ def routing_spaces(rules: Rules) -> tuple[spaces.Space[FloatArray], spaces.Space
     return cast("spaces.Space[FloatArray]", box), spaces.Discrete(len(rules.precisions))
 
 
+def _mapping(name: str, value: Any) -> Mapping[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{name} must be a mapping or None, got {value!r} ({type(value).__name__})")
+    return value
+
+
+def _live(name: str, value: T, protocol: type) -> T:
+    """Return a caller's own object, or raise ConfigError if it is not what the protocol asks for."""
+    # A class has the methods of its instances, but cannot be asked.
+    if isinstance(value, type) or not isinstance(value, protocol):
+        raise ConfigError(
+            f"{name} must be a kind, plain data with a kind, or an object of the protocol "
+            f"dmr_gym.types.{protocol.__name__}, got {value!r} ({type(value).__name__})"
+        )
+    return value
+
+
 def _tasks(task: str | Task, kwargs: Mapping[str, Any], copies: int) -> list[Task]:
     if isinstance(task, str):
         return [make_task(task, **kwargs) for _ in range(copies)]
+    _live("task", task, Task)
     if copies > 1 or kwargs:
         raise ConfigError(
             "a live task serves one episode and takes no task_kwargs: pass its kind, for example 'alfworld'"
@@ -93,18 +128,26 @@ def _sampling(fields: Mapping[str, Any]) -> SamplingParams:
     return sampling
 
 
-def _models(settings: Mapping[str, Any], precisions: tuple[str, ...]) -> tuple[Backend, Encoder, CompletionCache]:
+def _models(settings: Mapping[str, Any], precisions: tuple[str, ...]) -> tuple[Backend, Encoder, list[object]]:
+    """The backend, the encoder, and what of them was built here, the store included."""
     backend, encoder, cache_dir = settings["backend"], settings["encoder"], settings["cache_dir"]
-    store = CompletionCache(cache_dir)
-    if backend is None or isinstance(backend, Mapping):
-        config = EnvConfig().backend if backend is None else backend
-        backend = make_backend(config, precisions)
-        # A script answers faster than a cache in memory.
-        if cache_dir is not None or config["kind"] != "scripted":
-            backend = CachedBackend(backend, store)
-    elif tuple(backend.precisions) != precisions:
+    if not isinstance(cache_dir, str | os.PathLike | None):
+        raise ConfigError(f"cache_dir must be a folder or None, got {cache_dir!r} ({type(cache_dir).__name__})")
+    plain_backend = backend is None or isinstance(backend, str | Mapping)
+    plain_encoder = encoder is None or isinstance(encoder, str | Mapping)
+    if plain_backend:
+        backend = make_backend(EnvConfig().backend if backend is None else backend, precisions)
+    elif tuple(_live("backend", backend, Backend).precisions) != precisions:
         raise ConfigError(f"the backend's precisions are {tuple(backend.precisions)}, the environment's {precisions}")
-    if encoder is None or isinstance(encoder, Mapping):
-        config = EnvConfig().encoder if encoder is None else encoder
-        encoder = CachedEncoder(make_encoder(config), store)
-    return backend, encoder, store
+    if plain_encoder:
+        encoder = make_encoder(EnvConfig().encoder if encoder is None else encoder)
+    else:
+        _live("encoder", encoder, Encoder)
+    store = CompletionCache(cache_dir)
+    # A script answers faster than a cache in memory.
+    if plain_backend and (cache_dir is not None or not isinstance(backend, ScriptedBackend)):
+        backend = CachedBackend(backend, store)
+    if plain_encoder:
+        encoder = CachedEncoder(encoder, store)
+    built = [part for part, plain in ((backend, plain_backend), (encoder, plain_encoder)) if plain]
+    return backend, encoder, [*built, store]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from dmr_gym.config import EnvConfig, unknown_name
+from dmr_gym.config import EnvConfig, check_count, unknown_name
 from dmr_gym.episode import EpisodeState, Turn, choose_start
 from dmr_gym.errors import ConfigError
 from dmr_gym.parts import build_parts, routing_spaces
@@ -24,8 +25,10 @@ class PrecisionRoutingVectorEnv(VectorEnv[FloatArray, NDArray[np.int64], NDArray
     """N copies of `PrecisionRoutingEnv` that share one backend, encoder and cache.
 
     Observations, rewards, ends and infos are those of the single environment for the same seeds and actions; only the
-    calls are batched (so with ``info_text``, cache_hit can differ: equal calls of a batch are computed once).
-    ``gymnasium.make_vec(id, num_envs=N)`` makes one.
+    calls are batched. Two things depend on the batch: with ``info_text``, cache_hit (equal calls of a batch are
+    computed once), and the last bits of MiniLM embeddings, which agree to about 1e-6; they are byte-equal with
+    `HashEncoder`, or with a ``cache_dir`` that both environments share. ``gymnasium.make_vec(id, num_envs=N)`` makes
+    one.
 
     Args:
         num_envs: sub-environments N.
@@ -46,8 +49,8 @@ class PrecisionRoutingVectorEnv(VectorEnv[FloatArray, NDArray[np.int64], NDArray
         render_mode: str | None = None,
         **settings: Any,
     ) -> None:
-        if not isinstance(num_envs, int) or num_envs < 1:
-            raise ConfigError(f"num_envs must be a whole number of at least 1, got {num_envs!r}")
+        check_count("num_envs", num_envs)
+        num_envs = int(num_envs)
         defaults = EnvConfig().kwargs()
         for key in settings:
             if key not in defaults:
@@ -57,7 +60,7 @@ class PrecisionRoutingVectorEnv(VectorEnv[FloatArray, NDArray[np.int64], NDArray
         self.metadata = {"render_modes": ["ansi", "rgb_array"], "render_fps": 2, "autoreset_mode": self.autoreset_mode}
         self.render_mode = check_render_mode(render_mode, self.metadata["render_modes"])
         self._parts = build_parts(defaults | settings, copies=num_envs)
-        self._rngs: list[np.random.Generator | None] = [None] * num_envs
+        self._rngs: list[tuple[np.random.Generator, int] | None] = [None] * num_envs
         self.single_observation_space, self.single_action_space = routing_spaces(self._parts.rules)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
@@ -85,7 +88,20 @@ class PrecisionRoutingVectorEnv(VectorEnv[FloatArray, NDArray[np.int64], NDArray
     @property  # type: ignore[misc]  # as in gymnasium's SyncVectorEnv
     def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
         """The random generator of each sub-environment."""
-        return tuple(self._rng(i) for i in range(self.num_envs))
+        return tuple(self._rng(i)[0] for i in range(self.num_envs))
+
+    @property
+    def np_random_seed(self) -> tuple[int, ...]:  # type: ignore[override]  # as in gymnasium's SyncVectorEnv
+        """The seed of each sub-environment's random generator."""
+        return tuple(self._rng(i)[1] for i in range(self.num_envs))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Keep the spec that `gymnasium.make_vec` sets plain data, so that it goes to JSON."""
+        if name == "spec" and value is not None and isinstance(value.kwargs.get("autoreset_mode"), AutoresetMode):
+            value = dataclasses.replace(
+                value, kwargs=value.kwargs | {"autoreset_mode": value.kwargs["autoreset_mode"].value}
+            )
+        super().__setattr__(name, value)
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
@@ -107,7 +123,7 @@ class PrecisionRoutingVectorEnv(VectorEnv[FloatArray, NDArray[np.int64], NDArray
         each = self._split(options)
         for i, one in zip(chosen, self._listed("seed", seeds, chosen), strict=True):
             if one is not None:
-                self._rngs[i] = seeding.np_random(one)[0]
+                self._rngs[i] = seeding.np_random(one)
         starts = [self._choose(i, each[i]) for i in chosen]
         texts = [self._parts.episodes[i].begin(*start) for i, start in zip(chosen, starts, strict=True)]
         self._observe(chosen, texts)
@@ -175,17 +191,17 @@ class PrecisionRoutingVectorEnv(VectorEnv[FloatArray, NDArray[np.int64], NDArray
         return tuple(render_frame(self.render_mode, episode) for episode in self._parts.episodes)
 
     def close_extras(self, **kwargs: Any) -> None:
-        """Close the cache and whatever else is open."""
+        """Close the cache and whatever else this environment has opened; live objects of the caller stay open."""
         self._parts.close()
 
     def _choose(self, i: int, options: dict[str, Any] | None = None) -> tuple[str, int]:
         temperature = self._parts.rules.sampling.temperature
-        return choose_start(self._rng(i), self._parts.task_ids, options, temperature)
+        return choose_start(self._rng(i)[0], self._parts.task_ids, options, temperature)
 
-    def _rng(self, i: int) -> np.random.Generator:
+    def _rng(self, i: int) -> tuple[np.random.Generator, int]:
         rng = self._rngs[i]
         if rng is None:
-            rng = self._rngs[i] = seeding.np_random()[0]
+            rng = self._rngs[i] = seeding.np_random()
         return rng
 
     def _observe(self, indices: Sequence[int], texts: Sequence[str]) -> None:

@@ -200,6 +200,32 @@ def test_factory_refuses_unknown_kinds_and_precisions() -> None:
         make_backend({"kind": "local"}, ("w3", "bf16"))
 
 
+def test_a_text_is_a_kind() -> None:
+    """The kind alone stands for the kind without options."""
+    with pytest.raises(ConfigError, match="either answers or a policy"):
+        make_backend("scripted", ("w3", "bf16"))
+
+
+def test_missing_folders_are_told_when_the_backend_is_made(checkpoints: dict[str, str], tmp_path: Path) -> None:
+    """A folder is looked at once, a hub id on the first call only; weights stay unread until then."""
+    (tmp_path / "empty").mkdir()
+    for model, message in (
+        (str(tmp_path / "absent"), r"models\['w3'\]: checkpoint '.*absent': no config.json"),
+        (str(tmp_path / "empty"), "no config.json"),
+        ("./absent", "no config.json in .*absent; give an existing folder"),
+        (Path("runs/absent"), "no config.json in .*absent; give an existing folder"),
+        ("embedded:mars/w3", "no config.json .*reinstall dmr-gym"),
+        (3, r"models\['w3'\] must be a checkpoint folder or hub id, got 3"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            make_backend({"kind": "local", "models": {"w3": model, "bf16": checkpoints["high"]}}, ("w3", "bf16"))
+    folder = Path(shutil.copytree(checkpoints["low"], tmp_path / "damaged"))
+    for weights in folder.glob("*.safetensors"):
+        weights.write_bytes(b"damaged")
+    models = {"w3": "nobody/nothing", "w4": folder, "bf16": checkpoints["high"]}
+    assert make_backend({"kind": "local", "models": models}, tuple(models)).precisions == ("w3", "w4", "bf16")
+
+
 def test_embedded_kind_names_what_is_installed() -> None:
     """The message lists the worlds there are."""
     with pytest.raises(ConfigError, match="no embedded weights for world 'mars'; this installation carries"):

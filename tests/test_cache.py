@@ -253,6 +253,20 @@ def test_encoders_share_a_store_and_no_entry(store: CompletionCache) -> None:
     assert CachedEncoder(HashEncoder(8), store).encode(["a"]).shape == (1, 8)
 
 
+def test_closing_reaches_the_wrapped_part_and_not_the_store(store: CompletionCache) -> None:
+    """What can be closed is closed, what cannot is left alone, and others go on using the store."""
+    closed = []
+    backend, encoder = CountingBackend(), CountingEncoder()
+    CachedBackend(backend, store).close()
+    CachedEncoder(encoder, store).close()
+    backend.close = lambda: closed.append("backend")
+    encoder.close = lambda: closed.append("encoder")
+    CachedBackend(backend, store).close()
+    CachedEncoder(encoder, store).close()
+    assert closed == ["backend", "encoder"]
+    assert CachedEncoder(encoder, store).encode(["a"]).shape == (1, encoder.dim)
+
+
 def test_warm_look_ups_are_fast() -> None:
     """A found completion costs microseconds, not a model call: 0.2 ms would already be far too slow."""
     backend = CachedBackend(CountingBackend(), CompletionCache())

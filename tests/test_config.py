@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -207,12 +208,21 @@ def test_every_id_is_a_configuration(env_id: str) -> None:
         ({"precisions": ("bf16",)}, "precisions must be two or more different names, lowest first"),
         ({"precisions": ("w3", "w3")}, "precisions must be two or more different names, lowest first"),
         ({"precisions": "w3"}, "precisions must be two or more different names, lowest first, got 'w3'"),
+        ({"precisions": None}, "precisions must be two or more different names, lowest first, got None"),
+        ({"precisions": (1, 2)}, "precisions must be two or more different names"),
+        ({"lambda_": True}, "lambda_ must be a finite number"),
+        ({"max_steps": True}, "max_steps must be a whole number of at least 1, got True"),
     ],
 )
 def test_env_config_checks_ranges(settings: dict[str, Any], message: str) -> None:
     """Values that no environment can have are refused when the dataclass is made."""
     with pytest.raises(ConfigError, match=message):
         EnvConfig(**settings)
+
+
+def test_numpy_numbers_are_numbers() -> None:
+    """Settings that were computed with NumPy are taken."""
+    EnvConfig(lambda_=np.float32(0.5), max_steps=np.int64(3), history_length=np.int32(4))
 
 
 def test_env_config_round_trip() -> None:

@@ -142,8 +142,9 @@ def test_minilm_names_missing_libraries(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_encoders_are_built_from_plain_data() -> None:
-    """Kinds and their options."""
+    """Kinds and their options; a text is a kind."""
     assert make_encoder({"kind": "hash", "dim": 16}).dim == 16
+    assert make_encoder("hash").digest == HashEncoder(64).digest
     assert make_encoder({"kind": "minilm", "batch_size": 4}).dim == 384
 
 
@@ -154,7 +155,8 @@ def test_encoders_are_built_from_plain_data() -> None:
         ({}, r"encoder kind must be one of \['hash', 'minilm'\], got None"),
         ({"kind": "hash", "width": 3}, r"encoder kind 'hash' has no option width; it takes \['dim'\]"),
         ({"kind": "minilm", "batch_size": 0}, "batch_size must be at least 1"),
-        ("hash", 'encoder must be a mapping with a "kind", got str'),
+        (3, 'encoder must be a mapping with a "kind", got int'),
+        ("glove", r"encoder kind must be one of \['hash', 'minilm'\], got 'glove'"),
     ],
 )
 def test_wrong_plain_data_says_what_is_allowed(config: dict[str, object], message: str) -> None:

@@ -34,6 +34,7 @@ INFO_TYPES = {
     "completion_tokens": int,
     "prompt_tokens": int,
     "invalid_action": bool,
+    "invalid_reason": str,
     "step_type": str,
     "step_index": int,
     "task_id": str,
@@ -210,7 +211,7 @@ def test_info_text_adds_texts_and_cache_hits() -> None:
     """With info_text, reset and step carry the same further keys."""
     env = toy_env(info_text=True)
     first, second = env.reset(seed=0)[1], env.step(1)[4]
-    extra = {"action": str, "observation": str, "completion": str, "invalid_reason": str, "cache_hit": bool}
+    extra = {"action": str, "observation": str, "completion": str, "cache_hit": bool}
     for info in (first, second):
         assert {key: type(value) for key, value in info.items()} == INFO_TYPES | extra
     signs = make_signs(first["task_id"], 8)
@@ -231,12 +232,13 @@ def test_cache_hits_are_reported(tmp_path: Any) -> None:
 
 
 def test_invalid_actions_of_the_llm_are_flagged() -> None:
-    """Nonsense from the LLM is a step that costs time and leads nowhere."""
-    env = toy_env(backend={"kind": "scripted", "answers": {"low": "dance", "high": "go left"}}, info_text=True)
-    env.reset(seed=0)
+    """Nonsense from the LLM is a step that costs time and leads nowhere; the reason is "" elsewhere."""
+    env = toy_env(backend={"kind": "scripted", "answers": {"low": "dance", "high": "go left"}})
+    reset = env.reset(seed=0)[1]
     info = env.step(0)[4]
     assert (info["invalid_action"], info["score"]) == (True, 0.0)
     assert info["invalid_reason"] == "expected 'go left' or 'go right', got 'dance'"
+    assert (reset["invalid_reason"], env.step(1)[4]["invalid_reason"]) == ("", "")
 
 
 def test_seed_draws_the_task_and_nothing_else_does() -> None:
@@ -329,6 +331,7 @@ def test_live_parts_are_taken_as_they_are() -> None:
             {"render_mode": "rgb"},
             r"unknown render_mode 'rgb'; did you mean 'rgb_array'\? known: ansi, human, rgb_array",
         ),
+        ({"latency": TokenLinearLatency}, "latency must be a row of Table 3 or a mapping, got"),
         ({"latency": "alfworld"}, "unknown latency row of Table 3 'alfworld'"),
         ({"backend": {"kind": "vllm"}}, "backend kind must be one of"),
         ({"task": "webshop"}, "unknown task 'webshop'"),
@@ -341,12 +344,93 @@ def test_live_parts_are_taken_as_they_are() -> None:
             r"the backend's precisions are \('a', 'b'\), the",
         ),
         ({"lambda_": math.inf}, "lambda_ must be a finite number"),
+        ({"lambda_": True}, "lambda_ must be a finite number"),
+        ({"precisions": "bf16"}, "precisions must be two or more different names, lowest first, got 'bf16'"),
+        ({"precisions": None}, "precisions must be two or more different names, lowest first, got None"),
+        ({"precisions": 3}, "precisions must be two or more different names, lowest first, got 3"),
+        ({"backend": "scripted"}, "either answers or a policy"),
+        ({"backend": "vllm"}, "backend kind must be one of .*, got 'vllm'"),
+        ({"backend": 3}, r"backend must be a kind, .* the protocol dmr_gym.types.Backend, got 3 \(int\)"),
+        ({"backend": ScriptedBackend}, "backend must be a kind, plain data with a kind, or an object of the protocol"),
+        ({"encoder": object()}, "encoder must be a kind, .* the protocol dmr_gym.types.Encoder, got"),
+        ({"encoder": "glove"}, "encoder kind must be one of"),
+        ({"task": None}, r"task must be a kind, .* the protocol dmr_gym.types.Task, got None \(NoneType\)"),
+        ({"task_kwargs": "train"}, r"task_kwargs must be a mapping or None, got 'train' \(str\)"),
+        ({"sampling": [0.5]}, r"sampling must be a mapping or None, got \[0.5\] \(list\)"),
+        ({"cache_dir": 5}, r"cache_dir must be a folder or None, got 5 \(int\)"),
     ],
 )
 def test_wrong_settings_are_refused_at_construction(settings: dict[str, Any], message: str) -> None:
     """Mistakes raise a ConfigError when the environment is made, not when it is used."""
     with pytest.raises(ConfigError, match=message):
         toy_env(**settings)
+
+
+def test_a_text_is_a_kind() -> None:
+    """The name of a kind stands for the kind with its defaults."""
+    assert toy_env(encoder="hash").observation_space == toy_env(encoder={"kind": "hash"}).observation_space
+
+
+def test_numpy_integers_are_whole_numbers() -> None:
+    """Counts that were computed with NumPy work, and infos stay JSON."""
+    env = toy_env(max_steps=np.int64(2), history_length=np.int32(3))
+    env.reset(seed=0)
+    info = play(env, [0, 0])[-1][4]
+    assert info["cap_reached"]
+    assert json.loads(json.dumps(info)) == info
+
+
+def test_a_row_without_router_time_prices_baselines() -> None:
+    """With router_ms = 0, a fixed-precision episode costs its LLM time alone; else each step adds the router's."""
+    latency = {"row": "alfworld-4b-gptq-w3"}
+    infos = []
+    for settings in (latency, latency | {"router_ms": 0}):
+        env = toy_env(latency=settings)
+        env.reset(seed=0)
+        infos.append(play(env, [1] * 8)[-1][4])
+    assert infos[1]["latency_s"] == infos[1]["latency_llm_s"] == infos[0]["latency_llm_s"]
+    router_s = make_latency_model("alfworld-4b-gptq-w3", ("low", "high")).router_seconds(LLMCall("low", 0, 0))
+    assert infos[0]["episode_latency_s"] - infos[1]["episode_latency_s"] == pytest.approx(8 * router_s)
+
+
+class Closing:
+    """Counts how often it is closed."""
+
+    closed = 0
+
+    def close(self) -> None:
+        """Count."""
+        self.closed += 1
+
+
+class ClosingTask(Closing, ToyTask):
+    """A world that counts."""
+
+
+class ClosingBackend(Closing, ScriptedBackend):
+    """A backend that counts."""
+
+
+class ClosingEncoder(Closing, HashEncoder):
+    """An encoder that counts."""
+
+
+def test_close_leaves_live_parts_open() -> None:
+    """What the caller passed in, the caller closes: it may serve other environments."""
+    parts = ClosingTask(), ClosingBackend(lambda request: "", ("low", "high")), ClosingEncoder(4)
+    task, backend, encoder = parts
+    env = toy_env(task=task, task_kwargs=None, backend=backend, encoder=encoder)
+    env.close()
+    assert [part.closed for part in parts] == [0, 0, 0]
+
+
+def test_close_closes_what_the_environment_built(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    """Task, backend and encoder made from plain data are closed, through their caches."""
+    parts = ClosingTask(), ClosingBackend(lambda request: "", ("low", "high")), ClosingEncoder(4)
+    for name, part in zip(("make_task", "make_backend", "make_encoder"), parts, strict=True):
+        monkeypatch.setattr(f"dmr_gym.parts.{name}", lambda *args, _part=part, **kwargs: _part)
+    toy_env(cache_dir=str(tmp_path)).close()
+    assert [part.closed for part in parts] == [1, 1, 1]
 
 
 def test_same_seed_same_bytes() -> None:
@@ -362,4 +446,4 @@ def test_same_seed_same_bytes() -> None:
             digest.update(repr(reward).encode())
             if terminated:
                 break
-    assert digest.hexdigest() == "e72fc4856dd2a6c79a4a411372cbb46e019864234672f2e764fe3f7a25b5ca5a"
+    assert digest.hexdigest() == "68be18f0a799aec3734d0825ecf36660022805836d110b9c93291a61f5acc8db"

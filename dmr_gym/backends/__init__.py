@@ -9,11 +9,13 @@ Kinds for `make_backend`:
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dmr_gym.backends.scripted import ScriptedBackend, scripted_from_config
-from dmr_gym.errors import ConfigError, MissingDependency
+from dmr_gym.errors import BackendError, ConfigError, MissingDependency
 from dmr_gym.factory import build
 from dmr_gym.types import Backend
 
@@ -30,16 +32,17 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def make_backend(config: Mapping[str, Any], precisions: Sequence[str]) -> Backend:
+def make_backend(config: str | Mapping[str, Any], precisions: Sequence[str]) -> Backend:
     """Build a backend from plain data.
 
     Args:
         config: {"kind": "embedded", "world": "alfworld"} | {"kind": "local", "models": {precision: folder or hub id}}
-            | {"kind": "scripted", "answers": ...}, each with the options of its class.
+            | {"kind": "scripted", "answers": ...}, each with the options of its class; a text is a kind.
         precisions: names in ascending precision; index 0 is the lowest.
 
     Raises:
-        ConfigError: an unknown kind, option or precision; the message lists what is allowed.
+        ConfigError: an unknown kind, option or precision; the message lists what is allowed. Also a checkpoint folder
+            that is not there; hub ids are looked up on the first call.
         MissingDependency: the kind needs a package that is not installed.
     """
     names = tuple(precisions)
@@ -95,8 +98,11 @@ def _embedded(
             f"no embedded weights for precision {', '.join(map(repr, unknown))} in world {world!r}; "
             f"this installation carries {list(available)}"
         )
-    return _local_backend()(
-        {name: f"embedded:{world}/{name}" for name in precisions},
+    backend = _local_backend()
+    models = {name: f"embedded:{world}/{name}" for name in precisions}
+    _check_folders(models)
+    return backend(
+        models,
         device=device,
         dtype=dtype,
         max_batch_size=max_batch_size,
@@ -118,11 +124,33 @@ def _local(
         raise ConfigError(
             f"models must map each of {list(precisions)} to a checkpoint folder or hub id, got {models!r}"
         )
-    return _local_backend()(
-        {name: models[name] for name in precisions},
+    backend = _local_backend()
+    chosen = {name: models[name] for name in precisions}
+    _check_folders(chosen)
+    return backend(
+        chosen,
         device=device,
         dtype=dtype,
         max_batch_size=max_batch_size,
         prefix_cache_mib=prefix_cache_mib,
         chat_template_options=chat_template_options,
     )
+
+
+def _check_folders(models: Mapping[str, str | os.PathLike[str]]) -> None:
+    """Find every checkpoint that is no hub id; its weights load on the first call of their precision."""
+    from dmr_gym.backends._checkpoint import HUB_ID, resolve_checkpoint
+
+    for name, model in models.items():
+        if not isinstance(model, str | os.PathLike):
+            raise ConfigError(f"models[{name!r}] must be a checkpoint folder or hub id, got {model!r}")
+        place, folder = str(model), Path(model).expanduser()
+        named_as_hub_id = isinstance(model, str) and HUB_ID.fullmatch(place) and not place.startswith(".")
+        if named_as_hub_id and not folder.is_dir():
+            continue
+        if not place.startswith("embedded:"):
+            place = str(folder.absolute())  # what starts at the root is never taken for a hub id
+        try:
+            resolve_checkpoint(place)
+        except BackendError as error:
+            raise ConfigError(f"models[{name!r}]: {error}") from error

@@ -29,7 +29,7 @@ def make_task(kind: str, **kwargs: Any) -> Task:
     Raises:
         ConfigError: for an unknown kind or setting.
     """
-    if kind not in TASKS:
+    if not isinstance(kind, str) or kind not in TASKS:
         raise ConfigError(unknown_name("task", kind, TASKS))
     module, _, name = TASKS[kind].partition(":")
     create = getattr(importlib.import_module(module), name)
