@@ -9,6 +9,7 @@ settings, as the paper prints them, and seconds everywhere else.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -90,7 +91,7 @@ def trajectory_seconds(model: LatencyModel, calls: Iterable[LLMCall]) -> float:
 
 
 def _token_linear(settings: Mapping[str, Any], precisions: Sequence[str]) -> TokenLinearLatency:
-    known = ("kind", "row", "ms_per_token", "router_ms")
+    known = ("kind", "row", "ms_per_token", "router_ms", "allow_other_bits")
     for key in settings:
         if key not in known:
             raise ConfigError(unknown_name("latency setting", key, known))
@@ -98,6 +99,8 @@ def _token_linear(settings: Mapping[str, Any], precisions: Sequence[str]) -> Tok
     if "ms_per_token" in settings:
         prices = settings["ms_per_token"]
     elif row is not None and len(precisions) == 2:
+        if settings.get("allow_other_bits") is not True:
+            _check_bits(settings["row"], precisions)
         prices = dict(zip(precisions, (row.low_ms, row.high_ms), strict=True))
     else:
         example = ", ".join(f"{name!r}: ..." for name in precisions)
@@ -121,13 +124,57 @@ def _row(name: str) -> CalibrationRow:
     return TABLE_3[name]
 
 
+def _check_bits(row: str, precisions: Sequence[str]) -> None:
+    """Refuse to price a precision whose name says other bits than the row has: W4 prices are not those of W2."""
+    family, _, low_bits = row.rpartition("-w")
+    for name, bits in zip(precisions, (int(low_bits), 16), strict=True):
+        named = re.match(r"w(\d+)", name, re.IGNORECASE)
+        if named is None or int(named[1]) == bits:
+            continue
+        fitting = [other for other in TABLE_3 if other.endswith(f"-w{named[1]}")] if bits != 16 else []
+        fitting.sort(key=lambda other: not other.startswith(family.rpartition("-")[0]))
+        hint = f"use {fitting[0]!r}" if fitting else f"no row of Table 3 has a W{named[1]} price at that place"
+        example = ", ".join(f"{precision!r}: ..." for precision in precisions)
+        raise ConfigError(
+            f"latency row {row!r} prices {bits} bits, but it would price the precision {name!r}: {hint}; or pass "
+            f"{{'ms_per_token': {{{example}}}, 'router_ms': ...}} or {{'row': {row!r}, 'allow_other_bits': True}}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PriceSource:
+    """Where the prices of a latency setting come from, to stand beside every time computed with them.
+
+    Attributes:
+        row: name of the row of Table 3 that prices the tokens; None where they are given.
+        projected: whether that row's lower price is projected rather than measured.
+        label: both in words, for example "prices of alfworld-4b-gptq-w3, W3 projected".
+    """
+
+    row: str | None
+    projected: bool
+    label: str
+
+
+def price_source(name_or_mapping: str | Mapping[str, Any]) -> PriceSource:
+    """Say where the token prices of a latency setting that `make_latency_model` accepts come from."""
+    settings = {"row": name_or_mapping} if isinstance(name_or_mapping, str) else name_or_mapping
+    if "ms_per_token" in settings:
+        return PriceSource(None, False, "prices of your own")
+    row: str = settings["row"]
+    projected = _row(row).projected
+    note = f", W{row.rpartition('-w')[2]} projected" if projected else ""
+    return PriceSource(row, projected, f"prices of {row}{note}")
+
+
 def make_latency_model(name_or_mapping: str | Mapping[str, Any], precisions: Sequence[str]) -> LatencyModel:
     """Build a latency model from plain data.
 
     Args:
         name_or_mapping: the name of a row in `TABLE_3`, whose ℓ_l prices the lower and ℓ_h the higher of two
             precisions; or ``{"ms_per_token": {"w3": 14.58, "w4": 16.77, "bf16": 25.02}, "router_ms": 19.9}``; or
-            ``{"row": name, "router_ms": 0}``, a row with some settings replaced.
+            ``{"row": name, "router_ms": 0}``, a row with some settings replaced. A row prices names that begin with
+            other bits than its own, such as w2 or w4-awq, only with ``"allow_other_bits": True``.
         precisions: the names to price, in ascending precision.
 
     Raises:
