@@ -54,9 +54,10 @@ def test_a_killed_run_resumes_to_the_same_weights_and_others_are_refused(
             raise KeyboardInterrupt
         return schedule(update, args)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(recipe, "learning_rate_scale", kill)
-        recipe.main([*OPTIONS, str(tmp_path / "killed")])
+        with pytest.raises(KeyboardInterrupt):
+            recipe.main([*OPTIONS, str(tmp_path / "killed")])
     with pytest.raises(SystemExit, match="holds a run"):
         recipe.main([*OPTIONS, str(tmp_path / "killed")])
     with pytest.raises(SystemExit, match="other seed"):
