@@ -30,6 +30,7 @@ import numpy as np
 
 from dmr_gym.calibration import KL_FLOOR, Plateau, find_plateau
 from dmr_gym.command_line import add_env_options, env_config, first_tasks, make_envs, run
+from dmr_gym.encoders import make_encoder
 from dmr_gym.errors import ConfigError
 from dmr_gym.kl import counted_steps
 from dmr_gym.kl_dataset import KLDataset, label_trajectory, read_settings
@@ -80,6 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "panel": args.panel,
         **options,
         "models": {name: envs.backend.digest(name) for name in envs.precisions},
+        "encoder": make_encoder(config.encoder).digest,
     }
     paths = {task_id: _episode_path(args.out, task_id) for task_id in task_ids}
     missing = [task_id for task_id, path in paths.items() if not _is_done(path, settings)]

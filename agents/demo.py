@@ -10,6 +10,7 @@ run again with other options. All stages share one completion cache; a demo that
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import subprocess
 import sys
@@ -26,15 +27,15 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--out", type=Path, default=Path("runs/demo"), metavar="DIR", help="folder of the run (default: %(default)s)")
     add("--env", default="DMR-ALFWorld-v0", metavar="ID", help="registered id (default: %(default)s)")
-    add("--tasks", type=int, default=160, metavar="N", help="training tasks (default: %(default)s)")
+    add("--tasks", type=int, default=320, metavar="N", help="training tasks (default: %(default)s)")
     add(
         "--evaluation-tasks",
         type=int,
-        default=60,
+        default=80,
         metavar="N",
         help="calibration tasks and as many test tasks (default: %(default)s)",
     )
-    add("--epochs", type=int, default=12, metavar="N", help="most epochs of training (default: %(default)s)")
+    add("--epochs", type=int, default=16, metavar="N", help="most epochs of training (default: %(default)s)")
     add("--n-layers", type=int, default=8, metavar="N", help="Transformer blocks of the router (default: %(default)s)")
     add("--random-seeds", type=int, default=2, metavar="N", help="runs of each random policy (default: %(default)s)")
     return parser.parse_args(argv)
@@ -70,7 +71,9 @@ def run(recipe: str, *options: object) -> None:
     """Run a recipe in its own process and stop the demo if it fails."""
     command = [sys.executable, str(RECIPES / recipe), *map(str, options)]
     print(f"\n$ python agents/{recipe} {shlex.join(command[2:])}", flush=True)
-    status = subprocess.run(command, check=False).returncode
+    # A checkout that is not installed works too.
+    path = os.pathsep.join([str(RECIPES.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    status = subprocess.run(command, check=False, env={**os.environ, "PYTHONPATH": path}).returncode
     if status:
         sys.exit(f"{recipe} failed with exit status {status}; the output above says why")
 

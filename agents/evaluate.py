@@ -1,7 +1,8 @@
 """Evaluate a router against single precisions and random routing: the paper's Table 1 and Figure 4 for one model.
 
 Policies: always high, always low, the router at each budget K (threshold of Eq. 7 from a calibration panel), the router
-at its default threshold 0.5, and, for each of these, random routing with the same share of high-precision steps.
+at its default threshold 0.5, and, for each of these, random routing with the same share of each precision. Paired
+bootstrap differences over tasks set the router against random routing and against always high.
 
 How this differs from the paper:
 
@@ -21,19 +22,22 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dmr_gym import trained_on
 from dmr_gym.calibration import Threshold, budget_threshold
 from dmr_gym.command_line import add_env_options, env_config, first_tasks, make_envs, run
 from dmr_gym.config import EnvConfig
+from dmr_gym.encoders import make_encoder
 from dmr_gym.errors import ConfigError
 from dmr_gym.kl import counted_steps
-from dmr_gym.metrics import Summary, summarize
+from dmr_gym.latency import price_source
+from dmr_gym.metrics import Difference, Summary, paired_difference, summarize
 from dmr_gym.policies import FixedPrecision, Policy, RandomPolicy, RouterPolicy
 from dmr_gym.rollout import Trajectory, rollout
 from dmr_gym.router import PrecisionRouter
@@ -86,7 +90,21 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--resamples", type=int, default=2000, metavar="N", help="bootstrap resamples (default: %(default)s)")
     add("--device", default="cpu", help="torch device of the router (default: %(default)s)")
     add_env_options(parser)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    check_args(args)
+    return args
+
+
+def check_args(args: argparse.Namespace) -> None:
+    """Refuse numbers that would end the run only after something was played."""
+    for budget in args.budgets:
+        if not 0.0 <= budget <= 1.0:
+            raise ConfigError(f"--budgets are shares of steps in [0, 1], got {budget}")
+    if len(set(args.budgets)) < len(args.budgets):
+        raise ConfigError(f"--budgets must differ from each other, got {args.budgets}")
+    for name, least in (("random_seeds", 0), ("resamples", 1), ("num_envs", 1)):
+        if getattr(args, name) < least:
+            raise ConfigError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(args, name)}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -94,41 +112,72 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     config = env_config(args.env, args.set, args.cache_dir or str(args.out / "cache"))
     router = PrecisionRouter.load(args.router, args.device)
-    check_router(router, config)
+    check_precisions(router, config)
+    envs = make_envs(config, args.panel, args.num_envs)
+    task_ids = first_tasks(envs, args.tasks)
+    models = {name: envs.backend.digest(name) for name in envs.precisions}
+    check_router(router, config, models, args)
+    prices = price_source(config.latency)
     scores = calibration_scores(router, config, args)
     thresholds = [budget_threshold(scores, budget) for budget in args.budgets]
 
-    envs = make_envs(config, args.panel, args.num_envs)
-    played = play(envs, router, thresholds, first_tasks(envs, args.tasks), args)
-    rows = tabulate(played, len(envs.precisions) - 1, config.lambda_, args.resamples)
-    models = {name: envs.backend.digest(name) for name in envs.precisions}
+    played = play(envs, router, thresholds, task_ids, args)
+    high = len(envs.precisions) - 1
+    rows = tabulate(played, high, config.lambda_, args.resamples)
+    differences = compare(played, high, config.lambda_, args.resamples)
     envs.close()
 
     write_atomically(args.out / "episodes.jsonl", lambda part: part.write_text(episode_lines(played), encoding="utf-8"))
     record = {
         "settings": {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()},
         "env": asdict(config),
+        "latency": asdict(prices),
         "models": models,
         "router_digest": router.digest(),
+        "router_trained_on": router.trained_on,
         "calibration": describe_scores(scores),
         "thresholds": [asdict(threshold) for threshold in thresholds],
         "results": [{"kind": row.kind, **asdict(row.summary)} for row in rows],
+        "differences": [asdict(difference) for difference in differences],
         **provenance(),
     }
     write_json(args.out / "results.json", _without_nan(record))
     picture = args.out / "accuracy_latency.png"
-    write_atomically(picture, lambda part: plot(rows, part))
-    show(rows)
+    write_atomically(picture, lambda part: plot(rows, prices.label, part))
+    show(rows, differences, prices.label)
     print(f"picture: {picture}\nnumbers: {args.out / 'results.json'} and {args.out / 'episodes.jsonl'}")
 
 
-def check_router(router: PrecisionRouter, config: EnvConfig) -> None:
-    """Refuse a router for another number of precisions before anything is played."""
+def check_precisions(router: PrecisionRouter, config: EnvConfig) -> None:
+    """Refuse a router for another number of precisions, also one without a record of its training."""
     if router.config.n_precisions != len(config.precisions):
         raise ConfigError(
             f"the router chooses among {router.config.n_precisions} precisions, "
             f"but the environment has {list(config.precisions)}"
         )
+
+
+def check_router(
+    router: PrecisionRouter, config: EnvConfig, models: Mapping[str, str], args: argparse.Namespace
+) -> None:
+    """Refuse a router for other precisions or embeddings, and warn of what else has changed since its training."""
+    encoder = make_encoder(config.encoder)
+    if router.config.embedding_dim != encoder.dim:
+        raise ConfigError(
+            f"the router reads step embeddings of width {router.config.embedding_dim}, but the environment's encoder "
+            f"gives {encoder.dim}: use the encoder that it was trained with (--set encoder.kind=...)"
+        )
+    here = trained_on.record(
+        env_id=args.env,
+        panel=args.panel,
+        precisions=config.precisions,
+        embedding_dim=encoder.dim,
+        encoder=encoder.digest,
+        models=models,
+        history_length=config.history_length,
+    )
+    for warning in trained_on.check(router.trained_on, here, config.max_steps):
+        print(f"warning: {warning}")
 
 
 def calibration_scores(router: PrecisionRouter, config: EnvConfig, args: argparse.Namespace) -> np.ndarray:
@@ -157,19 +206,25 @@ def play(
         ("high", f"always {envs.precisions[-1]}"): run_policy(f"always {envs.precisions[-1]}", FixedPrecision(high)),
         ("low", f"always {envs.precisions[0]}"): run_policy(f"always {envs.precisions[0]}", FixedPrecision(0)),
     }
-    points = {f"K={threshold.budget:.2f}": threshold.value for threshold in thresholds} | {"p≥0.5": 0.5}
+    points = {f"K={budget_text(threshold.budget)}": threshold.value for threshold in thresholds} | {"p≥0.5": 0.5}
     for label, tau in points.items():
         routed = run_policy(f"router {label}", RouterPolicy(router, tau=tau))
-        share = float(np.concatenate([t.actions == high for t in routed]).mean())
+        actions = np.concatenate([t.actions for t in routed])
+        shares = (np.bincount(actions, minlength=high + 1) / len(actions)).tolist()
         played["router", f"router {label}"] = routed
         drawn: list[Trajectory] = []
         for seed in range(args.random_seeds):
-            runs = run_policy(f"random {label}, seed {seed}", RandomPolicy(share, len(envs.precisions), seed))
+            runs = run_policy(f"random {label}, seed {seed}", RandomPolicy(shares, len(envs.precisions), seed))
             # Seeds repeat a task, so they are told apart as repeats and stay one group of the bootstrap.
             drawn += [replace(t, key=t.key._replace(repeat=seed)) for t in runs]
         if drawn:
             played["random", f"random {label}"] = drawn
     return played
+
+
+def budget_text(budget: float) -> str:
+    """Two digits where they say it all, else as many as it takes: no two budgets share a text."""
+    return f"{budget:.2f}" if round(budget, 2) == budget else repr(budget)
 
 
 def tabulate(played: dict[tuple[str, str], list[Trajectory]], high: int, lambda_: float, resamples: int) -> list[Row]:
@@ -181,6 +236,19 @@ def tabulate(played: dict[tuple[str, str], list[Trajectory]], high: int, lambda_
         rows.append(Row(kind, summarize(name, results, lambda_, reference, resamples)))
     rows[0] = replace(rows[0], summary=replace(rows[0].summary, speedup_success=1.0, speedup_all=1.0))
     return rows
+
+
+def compare(played: Played, high: int, lambda_: float, resamples: int) -> list[Difference]:
+    """Each router minus random routing with the same shares, and minus always high, task by task."""
+    results = {name: [trajectory.result(high) for trajectory in episodes] for (_, name), episodes in played.items()}
+    always_high = next(name for kind, name in played if kind == "high")
+    differences = []
+    for kind, name in played:
+        if kind == "router":
+            others = [name.replace("router", "random", 1), always_high]
+            pairs = [(name, results[name], other, results[other]) for other in others if other in results]
+            differences += [paired_difference(*pair, lambda_, resamples) for pair in pairs]
+    return differences
 
 
 def describe_scores(scores: np.ndarray) -> dict[str, Any]:
@@ -216,13 +284,14 @@ def episode_lines(played: Played) -> str:
     return "".join(lines)
 
 
-def show(rows: Sequence[Row]) -> None:
-    """Print the table."""
+def show(rows: Sequence[Row], differences: Sequence[Difference], prices: str) -> None:
+    """Print the table of policies and that of paired differences."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="95 % intervals over tasks in brackets; times are modelled seconds", box=box.SIMPLE_HEAD)
+    title = f"95 % intervals over tasks in brackets; modelled seconds, {prices}"
+    table = Table(title=title, box=box.SIMPLE_HEAD)
     table.add_column("policy", no_wrap=True)
     for title in ("success %", "time,\nsolved", "speed-\nup", "time,\nall", "speed-\nup", "high\n%", "steps", "return"):
         table.add_column(title, justify="right", no_wrap=True)
@@ -237,10 +306,25 @@ def show(rows: Sequence[Row]) -> None:
             _number(s.mean_return, 3),
             style={"router": "bold", "random": "dim"}.get(row.kind),
         )
+    paired = Table(title="paired differences, the same tasks", box=box.SIMPLE_HEAD)
+    paired.add_column("policy", no_wrap=True)
+    for title in ("success, points", "time of all, s", "return"):
+        paired.add_column(title, justify="right", no_wrap=True)
+    for d in differences:
+        paired.add_row(
+            f"{d.policy} − {d.minus}",
+            _gap(100 * d.success, 100 * d.success_ci.low, 100 * d.success_ci.high, 1),
+            _gap(d.time_all_s, d.time_all_s_ci.low, d.time_all_s_ci.high, 2),
+            _gap(d.mean_return, d.mean_return_ci.low, d.mean_return_ci.high, 3),
+        )
     console = Console()
     # A file or a narrow window gets whole lines rather than numbers cut in the middle.
     console.width = max(console.width, 100)
-    console.print(table)
+    console.print(table, paired)
+
+
+def _gap(value: float, low: float, high: float, digits: int) -> str:
+    return f"{value:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
 
 
 def _number(value: float, digits: int) -> str:
@@ -255,7 +339,7 @@ STYLES: dict[str, dict[str, Any]] = {
 }
 
 
-def plot(rows: Sequence[Row], path: Path) -> None:
+def plot(rows: Sequence[Row], prices: str, path: Path) -> None:
     """Draw success against episode time, over solved episodes and over all, with 95 % intervals."""
     import matplotlib
 
@@ -271,7 +355,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
         axes.autoscale_view()  # names are placed by where the points end up
         for row in sorted(rows, key=lambda row: getattr(row.summary, column)):
             _label(axes, row, column, labelled)
-        axes.set_xlabel(f"mean time of {title} episodes (modelled seconds)")
+        axes.set_xlabel(f"mean time of {title} episodes\n(modelled seconds, {prices})")
         axes.grid(color="0.93")
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)

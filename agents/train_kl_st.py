@@ -18,9 +18,11 @@ How this differs from the paper, which does not state these choices:
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +30,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from dmr_gym import trained_on
 from dmr_gym.calibration import find_plateau
 from dmr_gym.command_line import run
 from dmr_gym.errors import ConfigError
@@ -35,7 +38,7 @@ from dmr_gym.kl import counted_steps, precision_labels
 from dmr_gym.kl_dataset import KLDataset, read_settings
 from dmr_gym.losses import class_weights, weighted_cross_entropy
 from dmr_gym.metrics import balanced_accuracy
-from dmr_gym.router import PrecisionRouter, RouterConfig, pad_rows
+from dmr_gym.router import PrecisionRouter, RouterConfig, pad_rows, torch_device
 from dmr_gym.runs import file_digest, provenance, write_json
 
 
@@ -86,7 +89,25 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         flag, value = f"--{name.replace('_', '-')}", getattr(defaults, name)
         sizes.add_argument(flag, type=int, default=value, metavar="N", help=f"see RouterConfig (default: {value})")
     sizes.add_argument("--dropout", type=float, default=defaults.dropout, metavar="X", help="(default: %(default)s)")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    check_args(args)
+    return args
+
+
+def check_args(args: argparse.Namespace) -> None:
+    """Refuse numbers with which nothing can be trained, and a device that is not there."""
+    for name in ("epochs", "patience", "batch_size"):
+        if getattr(args, name) < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
+    for name, low in (("lr", "above 0"), ("grad_clip", "above 0"), ("weight_decay", "of at least 0")):
+        value = getattr(args, name)
+        if not math.isfinite(value) or value < 0 or (value == 0 and low == "above 0"):
+            raise ConfigError(f"--{name.replace('_', '-')} must be a finite number {low}, got {value}")
+    if not 0 < args.validation_share < 1:
+        raise ConfigError(f"--validation-share must lie between 0 and 1, got {args.validation_share}")
+    if args.threshold is not None and not args.threshold >= 0:
+        raise ConfigError(f"--threshold must be a number of nats of at least 0, got {args.threshold}")
+    torch_device(args.device)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -94,6 +115,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     data_file = args.data / "kl.safetensors"
     dataset = KLDataset.load(data_file)
+    data_settings = read_settings(data_file)
+    trained_on_record = describe_data(dataset, data_settings)
     counted = counted_steps(dataset.step_types, args.steps)
     kls = dataset.kl_action if args.steps == "action" else dataset.kl_all
     plateau = find_plateau(kls[counted].ravel()) if args.threshold is None else None
@@ -119,6 +142,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             max_length=args.max_length,
         )
     ).to(args.device)
+    router.trained_on = trained_on_record
     counts = np.bincount(_counted_labels(training), minlength=n_precisions).tolist()
     print(
         f"{len(training)} training and {len(validation)} validation episodes; τ = {threshold:.3g} nats; labels {counts}"
@@ -131,7 +155,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     record = {
         "settings": {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()},
         "data_sha256": file_digest(data_file),
-        "data_settings": read_settings(data_file),
+        "data_settings": data_settings,
         "threshold": threshold,
         "plateau": asdict(plateau) if plateau is not None else None,
         "label_counts": counts,
@@ -147,6 +171,30 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_json(args.out / "run.json", record)
     print(f"best epoch {history.index(best) + 1}: balanced accuracy {best.balanced_accuracy:.1%} on held-out tasks")
     print(f"wrote {args.out / 'router'} and {args.out / 'run.json'}")
+
+
+def describe_data(dataset: KLDataset, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What the router learns from, as it will stand in its file.
+
+    Raises:
+        ConfigError: an episode outgrew the environment's window, which training would show whole.
+    """
+    env = settings["env"]
+    longest, window = int(dataset.lengths.max()), env["history_length"]
+    if longest > window:
+        raise ConfigError(
+            f"the data has episodes of up to {longest} steps, but a router deployed there sees {window} rows: collect "
+            f"again with --set history_length={longest} or more"
+        )
+    return trained_on.record(
+        env_id=settings["env_id"],
+        panel=settings["panel"],
+        precisions=env["precisions"],
+        embedding_dim=dataset.rows.shape[1],
+        encoder=settings["encoder"],
+        models=settings["models"],
+        history_length=window,
+    )
 
 
 def train(

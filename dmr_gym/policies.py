@@ -116,22 +116,29 @@ class _Drawing:
 
 
 class RandomPolicy:
-    """The highest precision with a fixed probability at each step, else the lowest: what a router must beat.
+    """Precisions drawn with fixed probabilities at each step, whatever the history: what a router must beat.
 
     Args:
-        high_share: probability of the highest precision, in [0, 1].
+        shares: probability of each precision in ascending order, P numbers that sum to 1; or that of the highest alone,
+            in [0, 1], with the lowest otherwise.
         n_precisions: P.
         seed: of its draws.
 
     Raises:
-        ConfigError: a share outside [0, 1].
+        ConfigError: shares outside [0, 1], not P of them, or another sum.
     """
 
-    def __init__(self, high_share: float, n_precisions: int = 2, seed: int = 0) -> None:
-        if not 0.0 <= high_share <= 1.0:
-            raise ConfigError(f"high_share must lie in [0, 1], got {high_share}")
-        self.high_share = high_share
-        self.n_precisions = n_precisions
+    def __init__(self, shares: float | Sequence[float], n_precisions: int = 2, seed: int = 0) -> None:
+        if isinstance(shares, int | float):
+            if not 0.0 <= shares <= 1.0:
+                raise ConfigError(f"the share of the highest precision must lie in [0, 1], got {shares}")
+            shares = (1.0 - shares, *[0.0] * (n_precisions - 2), shares)
+        self.shares = np.asarray(shares, dtype=np.float64)
+        valid = self.shares.shape == (n_precisions,) and bool((self.shares >= 0).all())
+        if not valid or not np.isclose(self.shares.sum(), 1.0):
+            raise ConfigError(f"shares must be {n_precisions} probabilities that sum to 1, got {list(shares)}")
+        edges = self.shares[::-1].cumsum()
+        self._edges = edges / edges[-1]  # from the highest down; the last is exactly 1, above every draw
         self._draws = _Drawing(seed)
 
     def reset(self, slots: Sequence[int], episodes: Sequence[EpisodeKey], batch_size: int) -> None:
@@ -140,10 +147,9 @@ class RandomPolicy:
 
     def act(self, observations: FloatArray, infos: Mapping[str, Any]) -> Decisions:
         """Decide; see `Policy.act`."""
-        high = self._draws.uniform(len(observations)) < self.high_share
-        chances = np.where(high, self.high_share, 1.0 - self.high_share)
-        actions = np.where(high, self.n_precisions - 1, 0).astype(np.int64)
-        return Decisions.without_router(actions, np.log(chances).astype(np.float32))
+        below_top = np.searchsorted(self._edges, self._draws.uniform(len(observations)), side="right")
+        actions = (len(self._edges) - 1 - below_top).astype(np.int64)
+        return Decisions.without_router(actions, np.log(self.shares[actions]).astype(np.float32))
 
 
 class RouterPolicy:

@@ -19,7 +19,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 
@@ -134,9 +134,13 @@ class PrecisionRouter(nn.Module):
     """
 
     def __init__(self, config: RouterConfig | None = None) -> None:
-        """Build the network with PyTorch's initial weights; seed with ``torch.manual_seed``."""
+        """Build the network with PyTorch's initial weights; seed with ``torch.manual_seed``.
+
+        ``trained_on`` says what the router learnt from (`dmr_gym.trained_on.record`); `save` keeps it.
+        """
         super().__init__()
         self.config = config if config is not None else RouterConfig()
+        self.trained_on: dict[str, Any] = {}
         self.project_in = nn.Linear(self.config.embedding_dim, self.config.d_model)
         self.positions = nn.Parameter(torch.randn(self.config.max_length, self.config.d_model) * 0.02)
         self.blocks = nn.ModuleList(_Block(self.config) for _ in range(self.config.n_layers))
@@ -262,7 +266,7 @@ class PrecisionRouter(nn.Module):
         """Write ``router.safetensors`` and ``router.json`` into a folder, each whole or not at all."""
         path = Path(folder)
         tensors = {name: weight.detach().cpu().contiguous() for name, weight in self.state_dict().items()}
-        record = {"config": asdict(self.config), "digest": self.digest()}
+        record = {"config": asdict(self.config), "digest": self.digest(), "trained_on": self.trained_on}
         metadata = {"router": json.dumps(record, sort_keys=True)}
         # The weights file alone is enough to load from; the JSON beside it is for people.
         write_atomically(path / WEIGHTS_FILE, lambda part: save_file(tensors, part, metadata=metadata))
@@ -273,7 +277,8 @@ class PrecisionRouter(nn.Module):
         """Read a router that `save` wrote, in evaluation mode.
 
         Raises:
-            ConfigError: the folder holds no router, or its weights differ from the digest they were saved with.
+            ConfigError: the folder holds no router, its weights differ from the digest they were saved with, or the
+                device is not there.
         """
         path = Path(folder) / WEIGHTS_FILE
         if not path.is_file():
@@ -284,11 +289,13 @@ class PrecisionRouter(nn.Module):
         known = {field.name for field in fields(RouterConfig)}
         if not record or set(record["config"]) != known:
             raise ConfigError(f"{path} is not a router of this version: its settings must be {sorted(known)}")
+        where = torch_device(device)
         router = cls(RouterConfig(**record["config"]))
+        router.trained_on = record.get("trained_on", {})
         router.load_state_dict(tensors)
         if router.digest() != record["digest"]:
             raise ConfigError(f"{path} is damaged: its weights do not match the digest {record['digest'][:12]}...")
-        return router.to(device).eval()
+        return router.to(where).eval()
 
     @property
     def _layers(self) -> list[_Block]:
@@ -307,6 +314,23 @@ class PrecisionRouter(nn.Module):
             raise ConfigError(f"router: valid_mask must be {tuple(rows.shape[:2])} bool, got {came}")
         if rows.shape[1] > longest and int(valid_mask.sum(1).max()) > longest:
             raise ConfigError(f"router: histories have up to {longest} rows (max_length), got {rows.shape[1]}")
+
+
+def torch_device(name: str) -> torch.device:
+    """Return a device that this machine has.
+
+    Raises:
+        ConfigError: PyTorch does not know the name, or the device is not there.
+    """
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # an assertion is how a build without CUDA refuses it
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f'device {name!r} cannot be used: pass "cpu", or "cuda" on a machine with it ({reason})'
+        ) from error
+    return device
 
 
 def last_valid_index(valid_mask: Tensor) -> Tensor:

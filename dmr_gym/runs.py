@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import platform
+import stat
 import subprocess
 from collections.abc import Callable, Mapping
 from importlib import metadata
@@ -26,7 +27,11 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
     try:
+        part.touch()
+        mode = stat.S_IMODE(part.stat().st_mode)
         write(part)
+        # Writers that make the file anew, as safetensors does, may leave it readable to its owner alone.
+        part.chmod(mode)
         with part.open("rb") as file:
             os.fsync(file.fileno())
         part.replace(path)

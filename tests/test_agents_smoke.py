@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from dmr_gym.errors import ConfigError
-from dmr_gym.kl_dataset import KLDataset
+from dmr_gym.kl_dataset import KLDataset, read_settings
 from dmr_gym.rollout import Trajectory
 from dmr_gym.router import PrecisionRouter
 from dmr_gym.tasks.toy import make_signs
@@ -60,7 +60,8 @@ def critical(collected, tmp_path_factory) -> Path:
     kls = (10 ** (np.where(fallen, 0.0, -4.0) + noise)).astype(np.float32)[:, None]
     out = tmp_path_factory.mktemp("critical")
     columns = {name: getattr(dataset, name) for name in dataset.__dataclass_fields__}
-    KLDataset(**columns | {"kl_action": kls, "kl_all": kls}).save(out / "kl.safetensors", {"env_id": "DMR-Toy-v0"})
+    settings = read_settings(collected / "kl.safetensors")
+    KLDataset(**columns | {"kl_action": kls, "kl_all": kls}).save(out / "kl.safetensors", settings)
     return out
 
 

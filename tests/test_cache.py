@@ -172,7 +172,18 @@ def test_a_losing_writer_returns_the_stored_answer(tmp_path: Path) -> None:
     assert (backend.hits, backend.misses) == (1, 0)
 
 
-@pytest.mark.parametrize("top_k", [None, 3])
+def test_whole_vocabularies_are_not_stored(store: CompletionCache) -> None:
+    """A token's distribution over a large vocabulary is megabytes: only truncated ones are kept."""
+    backend = CachedBackend(ScriptedBackend(lambda request: "", name="t"), store)
+    whole, cut = DistributionRequest("p", "look", "low"), DistributionRequest("p", "look", "low", 3)
+    first = backend.token_distributions([cut, whole])
+    again = backend.token_distributions([whole, cut])
+    assert (backend.hits, backend.misses) == (1, 3)
+    for before, after in zip(first, reversed(again), strict=True):
+        np.testing.assert_array_equal(before.logprobs, after.logprobs)
+
+
+@pytest.mark.parametrize("top_k", [1, 3])
 def test_distributions_come_back_bit_for_bit(tmp_path: Path, top_k: int | None) -> None:
     """Arrays, dtypes, shapes and texts survive the file; another top_k is another entry."""
     inner = ScriptedBackend(lambda request: "", name="t")

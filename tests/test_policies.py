@@ -186,5 +186,7 @@ def test_unknown_settings_are_refused():
     """The message lists what is allowed."""
     with pytest.raises(ConfigError, match='mode must be "threshold", "argmax" or "sample", got \'greedy\''):
         RouterPolicy(_router(), "greedy")
-    with pytest.raises(ConfigError, match=r"high_share must lie in \[0, 1\], got 1.5"):
+    with pytest.raises(ConfigError, match="3 probabilities that sum to 1"):
+        RandomPolicy([0.2, 0.2, 0.2], 3)
+    with pytest.raises(ConfigError, match=r"share of the highest precision must lie in \[0, 1\], got 1.5"):
         RandomPolicy(1.5)
