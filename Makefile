@@ -52,8 +52,8 @@ clean:  ## remove build products and caches
 	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . -path './.venv*' -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf
 
-distclean: clean  ## clean, and remove .venv and runs/ too
-	@rm -rf $(VENV) runs
+distclean: clean  ## clean, and remove .venv too; runs/ stays
+	@rm -rf $(VENV)
 
 $(READY_TRAIN): EXTRAS := train
 $(READY_DEV): EXTRAS := dev,train,quantize

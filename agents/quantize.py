@@ -106,7 +106,7 @@ def lay_out(folder: Path) -> tuple[dict[str, tuple[int, int]], int, str]:
     Raises:
         ConfigError: the model is quantized already.
     """
-    config = AutoConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     if getattr(config, "quantization_config", None) is not None:
         raise ConfigError(f"{folder} is quantized already: start from its full-precision checkpoint")
     with torch.device("meta"):
@@ -257,7 +257,7 @@ def quantize(settings: Settings, source: Path, tokenizer: Any, texts: list[str],
             "shuffle_calibration_samples": False,  # sums depend on the order: the same texts, the same copy
         }
     start = time.perf_counter()
-    model = AutoModelForCausalLM.from_pretrained(source, dtype="auto")
+    model = AutoModelForCausalLM.from_pretrained(source, dtype="auto", use_safetensors=True, trust_remote_code=False)
     with unpinned_without_accelerator(), warnings.catch_warnings():
         # Said of every model on a CPU; what it warns of is a checkpoint larger than the memory.
         warnings.filterwarnings("ignore", message="Attempting to save a model with offloaded modules")
@@ -356,7 +356,7 @@ def make_copy(settings: Settings, folder: Path) -> dict[str, Any]:
     source = resolve_checkpoint(settings.model)
     shapes, rest, head = lay_out(source)
     check_feasible(settings, shapes, rest)
-    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     texts = calibration_texts(settings, tokenizer)
     held_out = transcripts(HELD_OUT_PANEL, settings.held_out)
     scores = {"before": perplexity(source, held_out, "the original")}

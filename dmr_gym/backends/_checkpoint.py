@@ -24,7 +24,7 @@ from dmr_gym.errors import BackendError, MissingDependency
 
 CONTENT = ("*.json", "*.jinja", "*.model", "*.safetensors", "*.txt")
 REPORT = "quantization.json"
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+(@[\w./-]+)?")
 
 
 def resolve_checkpoint(model: str) -> Path:
