@@ -319,7 +319,7 @@ def show(rows: Sequence[Row], differences: Sequence[Difference], prices: str) ->
         )
     console = Console()
     # A file or a narrow window gets whole lines rather than numbers cut in the middle.
-    console.width = max(console.width, 100)
+    console.width = max(console.width, 120)
     console.print(table, paired)
 
 
