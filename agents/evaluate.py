@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -112,11 +112,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     config = env_config(args.env, args.set, args.cache_dir or str(args.out / "cache"))
     router = PrecisionRouter.load(args.router, args.device)
-    check_precisions(router, config)
+    check_router(router, config)
     envs = make_envs(config, args.panel, args.num_envs)
     task_ids = first_tasks(envs, args.tasks)
     models = {name: envs.backend.digest(name) for name in envs.precisions}
-    check_router(router, config, models, args)
+    here = trained_on.environment_record(args.env, args.panel, config, models)
+    for warning in trained_on.check(router.trained_on, here, config.max_steps):
+        print(f"warning: {warning}")
     prices = price_source(config.latency)
     scores = calibration_scores(router, config, args)
     thresholds = [budget_threshold(scores, budget) for budget in args.budgets]
@@ -148,36 +150,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"picture: {picture}\nnumbers: {args.out / 'results.json'} and {args.out / 'episodes.jsonl'}")
 
 
-def check_precisions(router: PrecisionRouter, config: EnvConfig) -> None:
-    """Refuse a router for another number of precisions, also one without a record of its training."""
+def check_router(router: PrecisionRouter, config: EnvConfig) -> None:
+    """Refuse a router of other sizes, before anything is loaded."""
     if router.config.n_precisions != len(config.precisions):
         raise ConfigError(
             f"the router chooses among {router.config.n_precisions} precisions, "
             f"but the environment has {list(config.precisions)}"
         )
-
-
-def check_router(
-    router: PrecisionRouter, config: EnvConfig, models: Mapping[str, str], args: argparse.Namespace
-) -> None:
-    """Refuse a router for other precisions or embeddings, and warn of what else has changed since its training."""
-    encoder = make_encoder(config.encoder)
-    if router.config.embedding_dim != encoder.dim:
+    width = make_encoder(config.encoder).dim
+    if router.config.embedding_dim != width:
         raise ConfigError(
             f"the router reads step embeddings of width {router.config.embedding_dim}, but the environment's encoder "
-            f"gives {encoder.dim}: use the encoder that it was trained with (--set encoder.kind=...)"
+            f"gives {width}: use the encoder that the router was trained with (--set encoder.kind=...)"
         )
-    here = trained_on.record(
-        env_id=args.env,
-        panel=args.panel,
-        precisions=config.precisions,
-        embedding_dim=encoder.dim,
-        encoder=encoder.digest,
-        models=models,
-        history_length=config.history_length,
-    )
-    for warning in trained_on.check(router.trained_on, here, config.max_steps):
-        print(f"warning: {warning}")
 
 
 def calibration_scores(router: PrecisionRouter, config: EnvConfig, args: argparse.Namespace) -> np.ndarray:
@@ -290,7 +275,7 @@ def show(rows: Sequence[Row], differences: Sequence[Difference], prices: str) ->
     from rich.console import Console
     from rich.table import Table
 
-    title = f"95 % intervals over tasks in brackets; modelled seconds, {prices}"
+    title = f"95 % intervals over tasks in brackets\nmodelled seconds, {prices}"
     table = Table(title=title, box=box.SIMPLE_HEAD)
     table.add_column("policy", no_wrap=True)
     for title in ("success %", "time,\nsolved", "speed-\nup", "time,\nall", "speed-\nup", "high\n%", "steps", "return"):

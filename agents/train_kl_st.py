@@ -177,8 +177,14 @@ def describe_data(dataset: KLDataset, settings: Mapping[str, Any]) -> dict[str, 
     """What the router learns from, as it will stand in its file.
 
     Raises:
-        ConfigError: an episode outgrew the environment's window, which training would show whole.
+        ConfigError: the data set does not say where it is from, or an episode outgrew the environment's window, which
+            training would show whole.
     """
+    missing = [key for key in ("env_id", "panel", "env", "models", "encoder") if key not in settings]
+    if missing:
+        raise ConfigError(
+            f"the data set does not say its {', '.join(missing)}: collect it again (agents/collect_kl.py)"
+        )
     env = settings["env"]
     longest, window = int(dataset.lengths.max()), env["history_length"]
     if longest > window:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dmr_gym.config import EnvConfig
+from dmr_gym.encoders import make_encoder
 from dmr_gym.errors import ConfigError
 
 
@@ -38,6 +40,20 @@ def record(
         "models": dict(models),
         "history_length": history_length,
     }
+
+
+def environment_record(env_id: str, panel: str, config: EnvConfig, models: Mapping[str, str]) -> dict[str, Any]:
+    """Return the `record` of training in an environment, from its keywords and the digests of its models."""
+    encoder = make_encoder(config.encoder)
+    return record(
+        env_id=env_id,
+        panel=panel,
+        precisions=config.precisions,
+        embedding_dim=encoder.dim,
+        encoder=encoder.digest,
+        models=models,
+        history_length=config.history_length,
+    )
 
 
 def check(trained_on: Mapping[str, Any], here: Mapping[str, Any], max_steps: int) -> list[str]:

@@ -152,6 +152,48 @@ def test_labels_of_one_kind_are_refused(agents, critical, tmp_path):
         agents["train_kl_st"].main(["--data", str(critical), "--out", str(tmp_path), "--threshold", "1e6", *TINY])
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--epochs", "0", "--epochs must be at least 1, got 0"),
+        ("--batch-size", "0", "--batch-size must be at least 1, got 0"),
+        ("--lr", "nan", "--lr must be a finite number above 0, got nan"),
+        ("--validation-share", "nan", "--validation-share must lie between 0 and 1, got nan"),
+        ("--threshold", "nan", "--threshold must be a number of nats"),
+        ("--device", "foo", "device 'foo' cannot be used"),
+    ],
+)
+def test_training_refuses_numbers_that_train_nothing(agents, tmp_path, option, value, message):
+    """Before the data is read."""
+    with pytest.raises(ConfigError, match=message):
+        agents["train_kl_st"].main(["--data", str(tmp_path), "--out", str(tmp_path), option, value])
+
+
+def test_episodes_longer_than_the_window_are_not_learnt_from(agents, critical, tmp_path):
+    """Training would show a whole episode of which deployment shows the newest rows alone."""
+    settings = read_settings(critical / "kl.safetensors")
+    settings["env"]["history_length"] = 5
+    KLDataset.load(critical / "kl.safetensors").save(tmp_path / "kl.safetensors", settings)
+    with pytest.raises(ConfigError, match="episodes of up to 8 steps, but a router deployed there sees 5 rows"):
+        agents["train_kl_st"].main(["--data", str(tmp_path), "--out", str(tmp_path / "out"), *TINY])
+
+
+def test_data_without_its_environment_is_refused(agents, critical, tmp_path):
+    """What a router was trained on must be known."""
+    KLDataset.load(critical / "kl.safetensors").save(tmp_path / "kl.safetensors", {"env_id": "DMR-Toy-v0"})
+    with pytest.raises(ConfigError, match="does not say its panel, env, models, encoder: collect it again"):
+        agents["train_kl_st"].main(["--data", str(tmp_path), "--out", str(tmp_path / "out"), *TINY])
+
+
+def test_the_router_says_what_it_was_trained_on(trained):
+    """The environment of the data, in the weights file and in the JSON beside it."""
+    record = PrecisionRouter.load(trained / "router").trained_on
+    assert record == json.loads((trained / "router" / "router.json").read_text())["trained_on"]
+    assert (record["env_id"], record["panel"], record["precisions"]) == ("DMR-Toy-v0", "train", ["low", "high"])
+    assert (record["embedding_dim"], record["history_length"]) == (64, 64)
+    assert set(record["models"]) == {"low", "high"}
+
+
 @pytest.fixture(scope="module")
 def evaluated(agents, trained, tmp_path_factory) -> Path:
     """What evaluate writes for the trained router."""
@@ -188,6 +230,51 @@ def test_evaluation_times_follow_equation_nine(evaluated):
         assert (line["p_high"] is not None) == (line["kind"] == "router")
 
 
+def test_evaluation_names_where_its_prices_come_from(evaluated):
+    """The row, and that its lower price is projected."""
+    latency = json.loads((evaluated / "results.json").read_text())["latency"]
+    assert latency["row"] == "alfworld-4b-gptq-w3"
+    assert latency["projected"] is True
+    assert latency["label"] == "prices of alfworld-4b-gptq-w3, W3 projected"
+
+
+def test_evaluation_compares_the_router_task_by_task(evaluated):
+    """Each of four operating points minus random and minus always high; differences are those of the rows."""
+    record = json.loads((evaluated / "results.json").read_text())
+    rows = {row["policy"]: row for row in record["results"]}
+    assert [d["minus"] for d in record["differences"][-2:]] == ["random p≥0.5", "always high"]
+    assert len(record["differences"]) == 8
+    for d in record["differences"]:
+        for column in ("success", "time_all_s", "mean_return"):
+            assert math.isclose(d[column], rows[d["policy"]][column] - rows[d["minus"]][column], abs_tol=1e-9)
+            assert d[f"{column}_ci"]["low"] <= d[column] + 1e-9
+            assert d[column] <= d[f"{column}_ci"]["high"] + 1e-9
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--budgets", "0.2", "1.5"], r"--budgets are shares of steps in \[0, 1\], got 1.5"),
+        (["--budgets", "nan"], r"--budgets are shares of steps in \[0, 1\], got nan"),
+        (["--budgets", "0.2", "0.20"], "--budgets must differ"),
+        (["--resamples", "0"], "--resamples must be at least 1, got 0"),
+        (["--tasks", "1000"], "the panel has 32 tasks, but 1000 were asked for"),
+        (["--set", "encoder.dim=32"], "step embeddings of width 64, but the environment's encoder gives 32"),
+        (["--set", 'precisions=["high", "low"]'], r"trained on the precisions \['low', 'high'\]"),
+    ],
+)
+def test_evaluation_refuses_before_anything_is_played(agents, trained, tmp_path, monkeypatch, options, message):
+    """Numbers out of range, and a router that does not fit."""
+    monkeypatch.setattr(agents["evaluate"], "rollout", None)
+    with pytest.raises(ConfigError, match=message):
+        agents["evaluate"].main(["--router", str(trained / "router"), "--out", str(tmp_path), *TOY, *options])
+
+
+def test_budgets_that_two_digits_cannot_tell_apart_get_more(agents):
+    """No policy overwrites another's episodes."""
+    assert [agents["evaluate"].budget_text(k) for k in (0.2, 0.201, 0.2049, 1.0)] == ["0.20", "0.201", "0.2049", "1.00"]
+
+
 def test_evaluation_draws_its_picture(evaluated):
     """A PNG beside the numbers."""
     assert (evaluated / "accuracy_latency.png").read_bytes().startswith(b"\x89PNG")
@@ -208,7 +295,7 @@ def test_the_demo_runs_all_three_stages(root_folder, tmp_path):
     done = subprocess.run(
         [sys.executable, "agents/demo.py", *options],
         cwd=root_folder,
-        env={**os.environ, "PYTHONPATH": str(root_folder)},
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
         capture_output=True,
         text=True,
         timeout=280,
@@ -218,7 +305,13 @@ def test_the_demo_runs_all_three_stages(root_folder, tmp_path):
     for name in ("kl/kl_histogram.png", "evaluation/accuracy_latency.png", "evaluation/results.json", "kl-st/run.json"):
         assert (tmp_path / name).is_file()
     assert "always high" in done.stdout
-    assert f"tensorboard --logdir {tmp_path / 'kl-st' / 'tensorboard'}" in done.stdout
+    paths = [
+        str(tmp_path / "evaluation" / "accuracy_latency.png"),
+        str(tmp_path / "kl" / "kl_histogram.png"),
+        f"tensorboard --logdir {tmp_path / 'kl-st' / 'tensorboard'}",
+    ]
+    ends = [done.stdout.rindex(path) for path in paths]
+    assert done.stdout.rindex("paired differences") < ends[0] < ends[1] < ends[2]
 
 
 @pytest.mark.parametrize("recipe", ["collect_kl", "train_kl_st", "evaluate"])

@@ -20,10 +20,12 @@ class ByteBackend:
 
     def __init__(self) -> None:
         self.asked = []
+        self.batches = []
 
     def token_distributions(self, requests):
         """Answer with 0.5 for bf16; 0.25 for w3 and 0.4 for w4 at digits; 0.5 elsewhere."""
         self.asked += requests
+        self.batches.append(len(requests))
         answers = []
         for request in requests:
             digit = {"w3": 0.25, "w4": 0.4, "bf16": 0.5}[request.precision]
@@ -79,6 +81,15 @@ def test_the_stop_is_scored_only_where_the_completion_stopped():
     label_trajectory(_trajectory(_turn("go", "go"), _turn("go", "go", finish_reason="length")), backend)
     assert [r.completion for r in backend.asked] == ["go\n"] * 3 + ["go"] * 3
     assert [r.precision for r in backend.asked] == ["w3", "w4", "bf16"] * 2
+
+
+def test_a_long_episode_is_scored_a_few_turns_at_a_time():
+    """Nineteen turns under three precisions: 8, 8 and 3 turns, each with its own numbers."""
+    backend = ByteBackend()
+    turns = [_turn("go 1" if t % 2 else "go a", "go") for t in range(19)]
+    dataset = label_trajectory(_trajectory(*turns), backend)
+    assert backend.batches == [24, 24, 9]
+    assert (dataset.kl_all[:, 0] > 0).tolist() == [bool(t % 2) for t in range(19)]
 
 
 def test_options_reach_the_divergence():

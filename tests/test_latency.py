@@ -9,6 +9,7 @@ import pytest
 from dmr_gym.errors import ConfigError
 from dmr_gym.latency import (
     TABLE_3,
+    PriceSource,
     TokenLinearLatency,
     break_even_tokens,
     lambda_per_second,
@@ -16,6 +17,7 @@ from dmr_gym.latency import (
     per_token_speedup,
     pooled_ms_per_token,
     pooled_router_ms,
+    price_source,
     trajectory_seconds,
 )
 from dmr_gym.types import LatencyModel, LLMCall
@@ -148,3 +150,28 @@ def test_lambda_per_second_prices_a_reference_episode() -> None:
     assert lambda_ * 19.89 == pytest.approx(0.3)
     with pytest.raises(ConfigError, match="reference_s must be a positive number of seconds, got 0"):
         lambda_per_second(0.3, 0)
+
+
+@pytest.mark.parametrize(
+    ("row", "precisions", "message"),
+    [
+        (ROW, ("w4-awq", "bf16"), r"prices 3 bits, but .* 'w4-awq': use 'alfworld-4b-awq-w4'; or pass"),
+        ("alfworld-4b-awq-w4", ("w3", "bf16"), "prices 4 bits, but .* 'w3': use 'alfworld-4b-gptq-w3'; or pass"),
+        (ROW, ("w2", "bf16"), "no row of Table 3 has a W2 price at that place; or pass .*'w2': .*'allow_other_bits'"),
+        (ROW, ("w3", "w4"), "prices 16 bits, but it would price the precision 'w4': no row"),
+    ],
+)
+def test_a_row_does_not_price_other_bits(row: str, precisions: tuple[str, ...], message: str) -> None:
+    """The message names a row that fits where there is one, and the way out."""
+    with pytest.raises(ConfigError, match=message):
+        make_latency_model(row, precisions)
+    allowed = make_latency_model({"row": row, "allow_other_bits": True}, precisions)
+    assert allowed.llm_seconds(LLMCall(precisions[0], 0, 1000)) == TABLE_3[row].low_ms
+
+
+def test_prices_say_where_they_come_from() -> None:
+    """The row and whether it is projected; prices of one's own are neither."""
+    assert price_source(ROW) == PriceSource(ROW, True, "prices of alfworld-4b-gptq-w3, W3 projected")
+    assert price_source({"row": "alfworld-4b-awq-w4"}).label == "prices of alfworld-4b-awq-w4"
+    own = price_source({"row": ROW, "ms_per_token": {"w3": 1, "bf16": 2}})
+    assert own == PriceSource(None, False, "prices of your own")

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from dmr_gym.errors import ConfigError
-from dmr_gym.metrics import EpisodeResult, average_ranks, balanced_accuracy, bootstrap_ratio, summarize
+from dmr_gym.metrics import (
+    EpisodeResult,
+    average_ranks,
+    balanced_accuracy,
+    bootstrap_ratio,
+    paired_difference,
+    summarize,
+)
 
 
 def _episode(
@@ -108,3 +115,17 @@ def test_balanced_accuracy_ignores_classes_that_do_not_occur():
 def test_average_ranks_by_hand():
     """Success ranks 1, 2.5, 2.5, 4 and time ranks 3, 1, 2, 4 (an unsolved panel ranks last)."""
     assert average_ranks([0.9, 0.5, 0.5, 0.0], [3.0, 1.0, 2.0, float("nan")]) == [2.0, 1.75, 2.25, 4.0]
+
+
+def test_paired_differences_by_hand():
+    """Tasks a and b, the other policy twice each: success +1/4, time -1 s, return 1/4 + 0.1."""
+    others = [_episode("a", True, 3.0), _episode("a", True, 3.0), _episode("b", True, 4.0), _episode("b", False, 6.0)]
+    found = paired_difference("p", EPISODES[1::-1], "q", others, lambda_=0.1)
+    assert found.success == pytest.approx(0.25)
+    assert found.time_all_s == pytest.approx(-1.0)
+    assert found.mean_return == pytest.approx(0.25 + 0.1)
+    assert (found.success_ci.low, found.success_ci.high) == pytest.approx((0.0, 0.5))
+    # Both tasks are one second faster, so no draw of tasks can say anything else.
+    assert (found.time_all_s_ci.low, found.time_all_s_ci.high) == pytest.approx((-1.0, -1.0))
+    with pytest.raises(ConfigError, match="p minus q: both need episodes of the same tasks"):
+        paired_difference("p", EPISODES, "q", others, 0.1)

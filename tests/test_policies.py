@@ -76,6 +76,23 @@ def test_random_at_the_ends_is_certain(share):
     assert decided.logprobs.tolist() == [0.0] * 9
 
 
+def test_random_follows_a_whole_histogram():
+    """Of 4000 draws each precision gets its share, and the log-probability is that of the action."""
+    shares = [0.5, 0.2, 0.3]
+    policy = RandomPolicy(shares, n_precisions=3, seed=1)
+    policy.reset(range(4000), [EpisodeKey(str(i)) for i in range(4000)], 4000)
+    decided = policy.act(np.zeros((4000, 1, D), np.float32), {})
+    np.testing.assert_allclose(np.bincount(decided.actions, minlength=3) / 4000, shares, atol=0.03)
+    np.testing.assert_allclose(decided.logprobs, np.log(shares)[decided.actions], rtol=1e-6)
+
+
+@pytest.mark.parametrize("shares", [[0.5, 0.5], [0.5, 0.5, 0.5], [1.5, -0.5, 0.0], [float("nan"), 0.5, 0.5]])
+def test_shares_that_are_no_distribution_are_refused(shares):
+    """Another number of them, another sum, outside [0, 1]."""
+    with pytest.raises(ConfigError, match="shares must be 3 probabilities that sum to 1"):
+        RandomPolicy(shares, n_precisions=3)
+
+
 def test_draws_belong_to_the_episode_not_to_its_place():
     """Seed, task and repeat fix the draws; the sub-environment does not matter."""
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import stat
 
 import pytest
 
@@ -45,3 +47,18 @@ def test_provenance_names_versions_and_is_json():
     assert record["versions"]["numpy"]
     assert record["versions"]["torch"]
     assert record["python"].startswith("3.")
+
+
+def test_files_get_the_mode_of_the_umask(tmp_path):
+    """Also where the writer makes the file anew for its owner alone."""
+
+    def private(part):
+        part.unlink()
+        part.touch(0o600)
+
+    before = os.umask(0o022)
+    try:
+        write_atomically(tmp_path / "f", private)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "f").stat().st_mode) == 0o644
