@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,9 +28,9 @@ from tqdm import tqdm
 
 from dmr_gym.backends import embedded_precisions
 from dmr_gym.calibration import KL_FLOOR
-from dmr_gym.command_line import add_env_options, env_config, first_tasks, make_envs
+from dmr_gym.command_line import add_env_options, chosen_env, first_tasks, make_envs, recipe_parser, run
 from dmr_gym.config import EnvConfig
-from dmr_gym.errors import ConfigError, DMRGymError
+from dmr_gym.errors import ConfigError
 from dmr_gym.kl_dataset import label_trajectory
 from dmr_gym.metrics import Summary, summarize
 from dmr_gym.policies import FixedPrecision
@@ -40,6 +39,8 @@ from dmr_gym.runs import file_digest, provenance, write_atomically, write_json
 
 BEGIN, END = "<!-- results: agents/agent_card.py -->", "<!-- end of results -->"
 CRITICAL_KL = 0.1
+CACHE = Path("runs/agent_card")
+"""Default folder of the completion cache: not in --out, which may be in the package."""
 
 
 @dataclass(frozen=True)
@@ -53,14 +54,14 @@ class Panel:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description="measure every precision of an agent and write its model card")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the card")
+    parser = recipe_parser(__doc__)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the card")
     parser.add_argument("--precisions", nargs="+", metavar="NAME", help="in ascending order (default: all embedded)")
     parser.add_argument("--official", metavar="DIR", help="ALFWorld's data folder, to measure on its games as well")
     parser.add_argument("--official-panel", default="valid_unseen", metavar="NAME", help="(default: %(default)s)")
     parser.add_argument("--games", type=int, metavar="N", help="only the first N games of each panel")
     add_env_options(parser)
-    parser.set_defaults(num_envs=16, cache_dir="runs/agent_card")  # not in --out, which may be in the package
+    parser.set_defaults(num_envs=16)
     return parser.parse_args(argv)
 
 
@@ -69,20 +70,23 @@ def ascending(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(sorted(names, key=lambda name: (int((re.findall(r"\d+", name) or ["0"])[0]), name)))
 
 
-def resolve(args: argparse.Namespace) -> EnvConfig:
+def resolve(args: argparse.Namespace) -> tuple[str, EnvConfig]:
     """The environment in which single precisions play: no latency is priced, and no encoder is needed.
+
+    Returns:
+        Its registered id and its keywords.
 
     Raises:
         ConfigError: fewer than two precisions, or a setting of the environment that is wrong.
     """
-    config = env_config(args.env, args.set, args.cache_dir)
+    env_id, config = chosen_env(args, CACHE)
     names = tuple(args.precisions or config.precisions)
     if not args.precisions and config.backend["kind"] == "embedded":
         names = ascending(embedded_precisions(config.backend.get("world", "alfworld")))
     if len(names) < 2:
         raise ConfigError(f"a card compares two precisions or more, found {', '.join(names) or 'none'}")
     free = {"ms_per_token": dict.fromkeys(names, 0.0), "router_ms": 0.0}
-    return replace(config, precisions=names, latency=free, encoder={"kind": "hash", "dim": 8})
+    return env_id, replace(config, precisions=names, latency=free, encoder={"kind": "hash", "dim": 8})
 
 
 def panels(config: EnvConfig, args: argparse.Namespace) -> list[Panel]:
@@ -127,7 +131,7 @@ def copy_facts(config: EnvConfig) -> dict[str, dict[str, Any]]:
         models = {name: f"embedded:{config.backend.get('world', 'alfworld')}/{name}" for name in config.precisions}
     elif kind != "local":
         return {name: {} for name in config.precisions}
-    from dmr_gym.backends._checkpoint import resolve_checkpoint
+    from dmr_gym.backends.checkpoint import resolve_checkpoint
 
     facts = {}
     for name in config.precisions:
@@ -221,8 +225,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         ConfigError, BackendError, TaskError: a setting is wrong, a checkpoint or a folder of games is missing.
     """
     args = parse(argv)
-    config = resolve(args)
-    results: dict[str, Any] = {"env": args.env, "max_steps": config.max_steps, "precisions": copy_facts(config)}
+    env_id, config = resolve(args)
+    results: dict[str, Any] = {"env": env_id, "max_steps": config.max_steps, "precisions": copy_facts(config)}
     results |= {"panels": {}, "kl": {}}
     for index, panel in enumerate(panels(config, args)):
         summaries, kls = measure(panel, args.games, args.num_envs, with_kl=index == 0)
@@ -248,7 +252,4 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except DMRGymError as error:
-        sys.exit(f"error: {error}")
+    run(main)

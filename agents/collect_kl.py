@@ -11,6 +11,7 @@ How this differs from the paper, which does not state these choices:
 
     python agents/collect_kl.py --out runs/kl --tasks 160
     python agents/collect_kl.py --out runs/kl-toy --env DMR-Toy-v0
+    python agents/collect_kl.py --out runs/kl --config configs/alfworld.toml --set lambda_=0.05
 
 ``--out`` then holds kl.safetensors, run.json, kl_histogram.png, and a file an episode in episodes/. Started again after
 an interruption with the same options, it goes on with the episodes that are missing.
@@ -29,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from dmr_gym.calibration import KL_FLOOR, Plateau, find_plateau
-from dmr_gym.command_line import add_env_options, env_config, first_tasks, make_envs, run
+from dmr_gym.command_line import add_env_options, chosen_env, first_tasks, make_envs, recipe_parser, run
 from dmr_gym.encoders import make_encoder
 from dmr_gym.errors import ConfigError
 from dmr_gym.kl import counted_steps
@@ -41,7 +42,7 @@ from dmr_gym.runs import file_digest, provenance, write_atomically, write_json
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = recipe_parser(__doc__)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for everything this run writes")
     parser.add_argument("--tasks", type=int, metavar="N", help="first N tasks of the panel (default: all)")
     parser.add_argument("--panel", default="train", help="panel of tasks (default: %(default)s)")
@@ -70,12 +71,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Play, score, and write the data set."""
     args = parse_args(argv)
-    config = env_config(args.env, args.set, args.cache_dir or str(args.out / "cache"))
+    env_id, config = chosen_env(args, args.out / "cache")
     envs = make_envs(config, args.panel, args.num_envs)
     task_ids = first_tasks(envs, args.tasks)
     options = {"direction": args.direction, "reduce": args.reduce, "top_k": args.top_k}
     settings = {
-        "env_id": args.env,
+        "env_id": env_id,
         # Where answers are kept does not change them, so a data set may be continued with another cache.
         "env": {key: value for key, value in asdict(config).items() if key != "cache_dir"},
         "panel": args.panel,

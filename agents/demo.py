@@ -26,7 +26,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     add = parser.add_argument
     add("--out", type=Path, default=Path("runs/demo"), metavar="DIR", help="folder of the run (default: %(default)s)")
-    add("--env", default="DMR-ALFWorld-v0", metavar="ID", help="registered id (default: %(default)s)")
+    add("--env", metavar="ID", help="registered id (default: DMR-ALFWorld-v0)")
+    add("--config", type=Path, metavar="FILE", help="the environment's keywords as TOML (default: those of the id)")
     add("--tasks", type=int, default=320, metavar="N", help="training tasks (default: %(default)s)")
     add(
         "--evaluation-tasks",
@@ -46,21 +47,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     began = time.perf_counter()
     kl, trained, evaluated = args.out / "kl", args.out / "kl-st", args.out / "evaluation"
-    world = ["--env", args.env, "--cache-dir", args.out / "cache"]
-    tasks = ["--tasks", args.evaluation_tasks, "--calibration-tasks", args.evaluation_tasks]
+    world: list[object] = ["--cache-dir", args.out / "cache"]
+    for name in ("env", "config"):
+        if getattr(args, name) is not None:
+            world += [f"--{name}", getattr(args, name)]
+    tasks: list[object] = ["--tasks", args.evaluation_tasks, "--calibration-tasks", args.evaluation_tasks]
     run("collect_kl.py", "--out", kl, "--tasks", args.tasks, *world)
     run("train_kl_st.py", "--data", kl, "--out", trained, "--epochs", args.epochs, "--n-layers", args.n_layers)
-    run(
-        "evaluate.py",
-        "--router",
-        trained / "router",
-        "--out",
-        evaluated,
-        *tasks,
-        "--random-seeds",
-        args.random_seeds,
-        *world,
-    )
+    tasks += ["--random-seeds", args.random_seeds]
+    run("evaluate.py", "--router", trained / "router", "--out", evaluated, *tasks, *world)
     print(f"\nDone in {(time.perf_counter() - began) / 60:.1f} minutes.")
     print(f"accuracy and latency:  {evaluated / 'accuracy_latency.png'}")
     print(f"KL of each step:       {kl / 'kl_histogram.png'}")

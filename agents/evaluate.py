@@ -31,10 +31,11 @@ import numpy as np
 
 from dmr_gym import trained_on
 from dmr_gym.calibration import Threshold, budget_threshold
-from dmr_gym.command_line import add_env_options, env_config, first_tasks, make_envs, run
+from dmr_gym.command_line import add_env_options, chosen_env, first_tasks, make_envs, recipe_parser, run
 from dmr_gym.config import EnvConfig
 from dmr_gym.encoders import make_encoder
 from dmr_gym.errors import ConfigError
+from dmr_gym.figures import draw_accuracy_latency
 from dmr_gym.kl import counted_steps
 from dmr_gym.latency import price_source
 from dmr_gym.metrics import Difference, Summary, paired_difference, summarize
@@ -58,7 +59,7 @@ class Row:
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = recipe_parser(__doc__)
     add = parser.add_argument
     add(
         "--router",
@@ -110,13 +111,13 @@ def check_args(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Calibrate, play every policy, and write the table and the picture."""
     args = parse_args(argv)
-    config = env_config(args.env, args.set, args.cache_dir or str(args.out / "cache"))
+    env_id, config = chosen_env(args, args.out / "cache")
     router = PrecisionRouter.load(args.router, args.device)
     check_router(router, config)
     envs = make_envs(config, args.panel, args.num_envs)
     task_ids = first_tasks(envs, args.tasks)
     models = {name: envs.backend.digest(name) for name in envs.precisions}
-    here = trained_on.environment_record(args.env, args.panel, config, models)
+    here = trained_on.environment_record(env_id, args.panel, config, models)
     for warning in trained_on.check(router.trained_on, here, config.max_steps):
         print(f"warning: {warning}")
     prices = price_source(config.latency)
@@ -132,6 +133,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_atomically(args.out / "episodes.jsonl", lambda part: part.write_text(episode_lines(played), encoding="utf-8"))
     record = {
         "settings": {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()},
+        "env_id": env_id,
         "env": asdict(config),
         "latency": asdict(prices),
         "models": models,
@@ -143,9 +145,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         "differences": [asdict(difference) for difference in differences],
         **provenance(),
     }
-    write_json(args.out / "results.json", _without_nan(record))
+    write_json(args.out / "results.json", record)
     picture = args.out / "accuracy_latency.png"
-    write_atomically(picture, lambda part: plot(rows, prices.label, part))
+    policies = [(row.kind, row.summary) for row in rows]
+    write_atomically(picture, lambda part: draw_accuracy_latency(policies, prices.label, part))
     show(rows, differences, prices.label)
     print(f"picture: {picture}\nnumbers: {args.out / 'results.json'} and {args.out / 'episodes.jsonl'}")
 
@@ -314,82 +317,6 @@ def _gap(value: float, low: float, high: float, digits: int) -> str:
 
 def _number(value: float, digits: int) -> str:
     return "–" if np.isnan(value) else f"{value:.{digits}f}"
-
-
-STYLES: dict[str, dict[str, Any]] = {
-    "high": {"color": "#1f4e9c", "marker": "s", "markersize": 9},
-    "low": {"color": "#d9822b", "marker": "s", "markersize": 9},
-    "router": {"color": "#2e8b57", "marker": "o", "markersize": 8},
-    "random": {"color": "#8a8a8a", "marker": "x", "markersize": 6},
-}
-
-
-def plot(rows: Sequence[Row], prices: str, path: Path) -> None:
-    """Draw success against episode time, over solved episodes and over all, with 95 % intervals."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, panels = plt.subplots(1, 2, figsize=(12, 5), sharey=True, layout="constrained")
-    for axes, column, title in zip(panels, ("time_success_s", "time_all_s"), ("solved", "all"), strict=True):
-        labelled: list[tuple[float, float]] = []
-        for row in rows:
-            _point(axes, row, column)
-        axes.margins(x=0.12, y=0.1)
-        axes.autoscale_view()  # names are placed by where the points end up
-        for row in sorted(rows, key=lambda row: getattr(row.summary, column)):
-            _label(axes, row, column, labelled)
-        axes.set_xlabel(f"mean time of {title} episodes\n(modelled seconds, {prices})")
-        axes.grid(color="0.93")
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel("tasks solved (%)")
-    for kind, label in (("router", "router"), ("random", "random with the same share of high precision")):
-        panels[1].plot([], [], **STYLES[kind], linestyle="none", label=label)
-    panels[1].legend(frameon=False, loc="best")
-    figure.suptitle(f"Accuracy and latency on {rows[0].summary.episodes} tasks (bars: 95 % bootstrap intervals)")
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-
-
-def _point(axes: Any, row: Row, column: str) -> None:
-    s, style = row.summary, STYLES[row.kind]
-    x, y, x_ci = getattr(s, column), 100 * s.success, getattr(s, f"{column}_ci")
-    bars = {"color": style["color"], "linewidth": 1, "alpha": 0.45, "zorder": 1}
-    axes.plot([x_ci.low, x_ci.high], [y, y], **bars)
-    axes.plot([x, x], [100 * s.success_ci.low, 100 * s.success_ci.high], **bars)
-    axes.plot([x], [y], **style, linestyle="none", zorder=3)
-
-
-def _label(axes: Any, row: Row, column: str, labelled: list[tuple[float, float]]) -> None:
-    """Write a policy's name beside its point, lower where another name already stands."""
-    x, y = getattr(row.summary, column), 100 * row.summary.success
-    if row.kind == "random" or np.isnan(x):
-        return
-    at = axes.transAxes.inverted().transform(axes.transData.transform((x, y)))
-    crowd = sum(abs(at[0] - other[0]) < 0.15 and abs(at[1] - other[1]) < 0.08 for other in labelled)
-    labelled.append((float(at[0]), float(at[1])))
-    is_right = at[0] > 0.8
-    axes.annotate(
-        row.summary.policy.removeprefix("router "),
-        (x, y),
-        xytext=(-8 if is_right else 8, 6 - 17 * crowd),
-        textcoords="offset points",
-        ha="right" if is_right else "left",
-        fontsize=9,
-        color=STYLES[row.kind]["color"],
-        zorder=4,
-    )
-
-
-def _without_nan(data: Any) -> Any:
-    """JSON has no NaN and no infinity: write null."""
-    if isinstance(data, dict):
-        return {key: _without_nan(value) for key, value in data.items()}
-    if isinstance(data, list | tuple):
-        return [_without_nan(value) for value in data]
-    return None if isinstance(data, float) and not np.isfinite(data) else data
 
 
 if __name__ == "__main__":

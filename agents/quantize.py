@@ -15,7 +15,6 @@ W3 and W2 have no kernel in the engines we know: they are unpacked to 16 bits at
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 import importlib.metadata
@@ -24,7 +23,6 @@ import json
 import os
 import re
 import shutil
-import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -33,14 +31,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from dmr_gym.backends._checkpoint import load_checkpoint, resolve_checkpoint
-from dmr_gym.errors import ConfigError, DMRGymError, MissingDependency
+from dmr_gym.backends.checkpoint import Layout, read_layout, resolve_checkpoint
+from dmr_gym.command_line import recipe_parser, run
+from dmr_gym.errors import ConfigError, MissingDependency
+from dmr_gym.perplexity import perplexity
 from dmr_gym.runs import file_digest, provenance, write_json
-from dmr_gym.tasks.alfworld.expert import ExploringExpert
-from dmr_gym.tasks.alfworld.task import AlfworldTask
+from dmr_gym.tasks.alfworld.demonstrations import panel_transcripts
 
 METHODS = ("gptq", "awq", "rtn")
 SCHEMES = ("W2A16", "W3A16", "W4A16", "W8A16", "W8A8")
@@ -77,7 +75,7 @@ class Settings:
 
 def parse(argv: Sequence[str] | None) -> Settings:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description="quantize a causal language model with llmcompressor")
+    parser = recipe_parser(__doc__)
     parser.add_argument("--model", required=True, help='checkpoint folder, hub id, or "embedded:<name>"')
     parser.add_argument("--method", choices=METHODS, default="gptq")
     parser.add_argument("--scheme", choices=SCHEMES, default="W4A16")
@@ -97,35 +95,13 @@ def parse(argv: Sequence[str] | None) -> Settings:
 # ---------------------------------------------------------------- before any work
 
 
-def lay_out(folder: Path) -> tuple[dict[str, tuple[int, int]], int, str]:
-    """Lay a model out without loading it.
-
-    Returns:
-        (outputs, inputs) of each Linear that is to be quantized; the number of all other parameters; the head's name.
-
-    Raises:
-        ConfigError: the model is quantized already.
-    """
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    if getattr(config, "quantization_config", None) is not None:
-        raise ConfigError(f"{folder} is quantized already: start from its full-precision checkpoint")
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    head = model.get_output_embeddings()
-    head_name = next((name for name, module in model.named_modules() if module is head), "lm_head")
-    layers = {name: m for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not head}
-    shapes = {name: (m.out_features, m.in_features) for name, m in layers.items()}
-    rest = sum(p.numel() for p in model.parameters()) - sum(rows * columns for rows, columns in shapes.values())
-    return shapes, rest, head_name
-
-
-def check_feasible(settings: Settings, shapes: dict[str, tuple[int, int]], rest: int) -> None:
+def check_feasible(settings: Settings, layout: Layout) -> None:
     """Refuse what cannot end well before anything is loaded, and say how large the copy will be.
 
     Raises:
         ConfigError: a layer's width is not a multiple of the group, or the disk is too full.
     """
-    group = settings.group_size
+    group, shapes = settings.group_size, layout.linear
     odd = {name: columns for name, (_, columns) in shapes.items() if group and columns % group}
     if odd:
         name, columns = next(iter(odd.items()))
@@ -136,34 +112,16 @@ def check_feasible(settings: Settings, shapes: dict[str, tuple[int, int]], rest:
         )
     numbers = sum(rows * columns for rows, columns in shapes.values())
     scales = sum(rows * (columns // group if group else 1) for rows, columns in shapes.values())
-    size = numbers * settings.bits // 8 + 2 * scales + 2 * rest
+    size = numbers * settings.bits // 8 + 2 * scales + 2 * layout.other_parameters
     folder = next(parent for parent in settings.out.absolute().parents if parent.exists())
     free = shutil.disk_usage(folder).free
     if free < 1.2 * size:
         raise ConfigError(f"{folder}: expected {1.2 * size / 1e6:,.0f} MB of free disk, found {free / 1e6:,.0f} MB")
-    print(
-        f"{len(shapes)} layers, {(numbers + rest) / 1e6:,.1f} M parameters: {size / 1e6:,.1f} MB when packed",
-        flush=True,
-    )
+    millions = (numbers + layout.other_parameters) / 1e6
+    print(f"{len(shapes)} layers, {millions:,.1f} M parameters: {size / 1e6:,.1f} MB when packed", flush=True)
 
 
 # ---------------------------------------------------------------- texts
-
-
-def transcripts(panel: str, count: int) -> list[str]:
-    """Episodes of the exploring expert in the embedded houses of a panel, as the agent's prompts have them."""
-    task = AlfworldTask(panel=panel, n_games=count, prompt_style="transcript")
-    texts = []
-    for task_id in task.task_ids:
-        expert = ExploringExpert(task.reset(task_id).observation)
-        for _ in range(50):
-            command = expert.act()
-            step = task.step(f" {command}")
-            expert.observe(command, step.observation)
-            if step.done:
-                break
-        texts.append(str(task.prompt()).removesuffix("\n>"))
-    return texts
 
 
 def c4_documents(tokenizer: Any, count: int, length: int) -> list[str]:
@@ -193,7 +151,7 @@ def calibration_texts(settings: Settings, tokenizer: Any) -> list[str]:
     if settings.method == "rtn":
         return []
     if settings.calibration == "transcripts":
-        texts = transcripts(CALIBRATION_PANEL, settings.samples)
+        texts = panel_transcripts(CALIBRATION_PANEL, settings.samples)
     elif settings.calibration == "c4":
         texts = c4_documents(tokenizer, settings.samples, settings.max_length)
     else:
@@ -263,23 +221,6 @@ def quantize(settings: Settings, source: Path, tokenizer: Any, texts: list[str],
         warnings.filterwarnings("ignore", message="Attempting to save a model with offloaded modules")
         oneshot(model=model, tokenizer=tokenizer, recipe=recipe(settings, head), output_dir=str(folder), **arguments)
     return time.perf_counter() - start
-
-
-def perplexity(folder: Path, texts: list[str], name: str) -> dict[str, float]:
-    """Perplexity of a checkpoint, computed in float32, over all tokens of the transcripts and over commands alone."""
-    model, tokenizer = load_checkpoint(folder, torch.device("cpu"), torch.float32, "sdpa")
-    losses, are_commands = [], []
-    for text in tqdm(texts, desc=f"perplexity of {name}", unit="text", leave=False):
-        encoded = tokenizer(text, return_offsets_mapping=True)
-        ids = torch.tensor([encoded["input_ids"]])
-        with torch.inference_mode():
-            logits = model(ids).logits[0, :-1].float()
-        losses.append(torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none"))
-        spans = [match.span(1) for match in re.finditer(r"^>(.*\n)", text, flags=re.MULTILINE)]
-        starts = (start for start, _ in encoded["offset_mapping"][1:])
-        are_commands.append(torch.tensor([any(first <= at < last for first, last in spans) for at in starts]))
-    loss, is_command = torch.cat(losses), torch.cat(are_commands)
-    return {"all": loss.mean().exp().item(), "commands": loss[is_command].mean().exp().item()}
 
 
 # ---------------------------------------------------------------- card
@@ -354,13 +295,13 @@ def write_card(settings: Settings, facts: dict[str, Any], folder: Path) -> None:
 def make_copy(settings: Settings, folder: Path) -> dict[str, Any]:
     """Quantize into ``folder``, measure original and copy as a backend loads them, return the card's facts."""
     source = resolve_checkpoint(settings.model)
-    shapes, rest, head = lay_out(source)
-    check_feasible(settings, shapes, rest)
+    layout = read_layout(source)
+    check_feasible(settings, layout)
     tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     texts = calibration_texts(settings, tokenizer)
-    held_out = transcripts(HELD_OUT_PANEL, settings.held_out)
+    held_out = panel_transcripts(HELD_OUT_PANEL, settings.held_out)
     scores = {"before": perplexity(source, held_out, "the original")}
-    seconds = quantize(settings, source, tokenizer, texts, head, folder)
+    seconds = quantize(settings, source, tokenizer, texts, layout.head, folder)
     scores["after"] = perplexity(folder, held_out, "the copy")
     facts = describe(settings, len(texts), seconds, scores, folder)
     write_card(settings, facts, folder)
@@ -394,7 +335,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except DMRGymError as error:
-        sys.exit(f"error: {error}")
+    run(main)

@@ -32,13 +32,14 @@ from tqdm import tqdm
 
 from dmr_gym import trained_on
 from dmr_gym.calibration import find_plateau
-from dmr_gym.command_line import run
+from dmr_gym.command_line import recipe_parser, run
+from dmr_gym.device import torch_device
 from dmr_gym.errors import ConfigError
 from dmr_gym.kl import counted_steps, precision_labels
 from dmr_gym.kl_dataset import KLDataset, read_settings
 from dmr_gym.losses import class_weights, weighted_cross_entropy
 from dmr_gym.metrics import balanced_accuracy
-from dmr_gym.router import PrecisionRouter, RouterConfig, pad_rows, torch_device
+from dmr_gym.router import PrecisionRouter, RouterConfig, pad_rows
 from dmr_gym.runs import file_digest, provenance, write_json
 
 
@@ -62,7 +63,7 @@ class Score:
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = recipe_parser(__doc__)
     add = parser.add_argument
     add("--data", type=Path, required=True, metavar="DIR", help="folder that agents/collect_kl.py wrote")
     add("--out", type=Path, required=True, metavar="DIR", help="folder for everything this run writes")
@@ -74,13 +75,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--lr", type=float, default=3e-4, metavar="X", help="learning rate of AdamW (default: %(default)s)")
     add("--weight-decay", type=float, default=0.01, metavar="X", help="of AdamW (default: %(default)s)")
     add("--grad-clip", type=float, default=1.0, metavar="X", help="largest gradient norm (default: %(default)s)")
-    add(
-        "--validation-share",
-        type=float,
-        default=0.2,
-        metavar="X",
-        help="of the tasks, in (0, 1) (default: %(default)s)",
-    )
+    add("--validation-share", type=float, default=0.2, metavar="X", help="of tasks, in (0, 1) (default: %(default)s)")
     add("--seed", type=int, default=0, help="of weights, split, order and dropout (default: %(default)s)")
     add("--device", default="cpu", help="torch device (default: %(default)s)")
     sizes = parser.add_argument_group("router")

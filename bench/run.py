@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dmr_gym.errors import DMRGymError
+from dmr_gym.command_line import run
 from dmr_gym.runs import provenance, write_json
 
 FOLDER = Path(__file__).resolve().parent
@@ -45,7 +45,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except DMRGymError as error:
-        sys.exit(f"error: {error}")
+    run(main)

@@ -37,7 +37,50 @@ A = TypeVar("A")
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
-class CachedBackend:
+class _Cached:
+    """A store around a part that computes what the store does not have.
+
+    Attributes:
+        store: where answers are kept.
+        hits: requests answered without computing.
+        misses: requests computed.
+    """
+
+    def __init__(self, part: object, store: CompletionCache) -> None:
+        self.store = store
+        self.hits = 0
+        self.misses = 0
+        self._part = part
+
+    def close(self) -> None:
+        """Close the part inside, where it can be closed; the store stays open."""
+        close = getattr(self._part, "close", None)
+        if callable(close):
+            close()
+
+    def _look_up(
+        self,
+        keys: Sequence[bytes],
+        requests: Sequence[R],
+        compute: Callable[[list[R]], Sequence[A]],
+        pack: Callable[[A], bytes],
+    ) -> tuple[list[bytes], set[int]]:
+        """Return the stored bytes of every request, and which requests were computed and stored by this call."""
+        found = self.store.get_many(keys)
+        first = {key: i for i, key in reversed(list(enumerate(keys))) if key not in found}
+        indices = sorted(first.values())
+        computed: set[int] = set()
+        if indices:
+            answers = compute([requests[i] for i in indices])
+            fresh = {keys[i]: pack(answer) for i, answer in zip(indices, answers, strict=True)}
+            found.update(self.store.put_many(fresh))
+            computed = {i for i in indices if found[keys[i]] == fresh[keys[i]]}
+        self.misses += len(computed)
+        self.hits += len(requests) - len(computed)
+        return [found[key] for key in keys], computed
+
+
+class CachedBackend(_Cached):
     """A backend that computes only what the store does not have.
 
     Requests found in the store come back with ``cached=True`` and the seconds and token counts of the call that made
@@ -46,17 +89,11 @@ class CachedBackend:
     Args:
         backend: computes misses, all misses of a call in one batch.
         store: where answers are kept.
-
-    Attributes:
-        hits: requests answered without computing.
-        misses: requests computed.
     """
 
     def __init__(self, backend: Backend, store: CompletionCache) -> None:
+        super().__init__(backend, store)
         self.backend = backend
-        self.store = store
-        self.hits = 0
-        self.misses = 0
         self._digests: dict[str, str] = {}
 
     @property
@@ -78,8 +115,7 @@ class CachedBackend:
             CacheError: the store cannot be read or written.
         """
         keys = [self._completion_key(request) for request in requests]
-        values, computed = _look_up(self.store, keys, requests, self.backend.generate, _pack_completion)
-        self._count(len(requests), len(computed))
+        values, computed = self._look_up(keys, requests, self.backend.generate, _pack_completion)
         return [_unpack_completion(value, i not in computed) for i, value in enumerate(values)]
 
     def token_distributions(self, requests: Sequence[DistributionRequest]) -> list[TokenDistributions]:
@@ -99,15 +135,11 @@ class CachedBackend:
         ]
         compute = self.backend.token_distributions
         fresh = compute([requests[i] for i in whole]) if whole else []
-        values, computed = _look_up(self.store, keys, kept, compute, _pack_distributions)
-        self._count(len(requests), len(computed) + len(whole))
+        self.misses += len(whole)
+        values, _ = self._look_up(keys, kept, compute, _pack_distributions)
         answers = dict(zip(whole, fresh, strict=True))
         stored = iter(values)
         return [answers[i] if i in answers else _unpack_distributions(next(stored)) for i in range(len(requests))]
-
-    def close(self) -> None:
-        """Close the backend, where it can be closed; the store stays open."""
-        _close(self.backend)
 
     def _completion_key(self, request: Request) -> bytes:
         s = request.sampling
@@ -116,28 +148,18 @@ class CachedBackend:
         digest = self.digest(request.precision)
         return _key("completion", digest, request.precision, _plain(request.prompt), [s.max_tokens, s.stop], draw)
 
-    def _count(self, requests: int, computed: int) -> None:
-        self.misses += computed
-        self.hits += requests - computed
 
-
-class CachedEncoder:
+class CachedEncoder(_Cached):
     """An encoder that computes only what the store does not have; equal texts of a call are computed once.
 
     Args:
         encoder: computes misses, all misses of a call in one batch.
         store: where embeddings are kept.
-
-    Attributes:
-        hits: texts answered without computing.
-        misses: texts computed.
     """
 
     def __init__(self, encoder: Encoder, store: CompletionCache) -> None:
+        super().__init__(encoder, store)
         self.encoder = encoder
-        self.store = store
-        self.hits = 0
-        self.misses = 0
 
     @property
     def dim(self) -> int:
@@ -156,44 +178,10 @@ class CachedEncoder:
             CacheError: the store cannot be read or written, or holds a row of another width.
         """
         keys = [_key("embedding", self.digest, text) for text in texts]
-        values, computed = _look_up(
-            self.store, keys, texts, lambda missing: list(self.encoder.encode(missing)), _pack_row
-        )
-        self.misses += len(computed)
-        self.hits += len(texts) - len(computed)
+        values, _ = self._look_up(keys, texts, lambda missing: list(self.encoder.encode(missing)), _pack_row)
         if any(len(value) != 4 * self.dim for value in values):
             raise CacheError(f"the store holds an embedding that is not {self.dim} wide; delete {self.store.path}")
         return np.frombuffer(b"".join(values), dtype="<f4").astype(np.float32).reshape(len(texts), self.dim)
-
-    def close(self) -> None:
-        """Close the encoder, where it can be closed; the store stays open."""
-        _close(self.encoder)
-
-
-def _close(part: object) -> None:
-    close = getattr(part, "close", None)
-    if callable(close):
-        close()
-
-
-def _look_up(
-    store: CompletionCache,
-    keys: Sequence[bytes],
-    requests: Sequence[R],
-    compute: Callable[[list[R]], Sequence[A]],
-    pack: Callable[[A], bytes],
-) -> tuple[list[bytes], set[int]]:
-    """Return the stored bytes of every request, and which requests were computed and stored by this call."""
-    found = store.get_many(keys)
-    first = {key: i for i, key in reversed(list(enumerate(keys))) if key not in found}
-    indices = sorted(first.values())
-    if not indices:
-        return [found[key] for key in keys], set()
-    answers = compute([requests[i] for i in indices])
-    fresh = {keys[i]: pack(answer) for i, answer in zip(indices, answers, strict=True)}
-    found.update(store.put_many(fresh))
-    computed = {i for i in indices if found[keys[i]] == fresh[keys[i]]}
-    return [found[key] for key in keys], computed
 
 
 def _key(*parts: Any) -> bytes:

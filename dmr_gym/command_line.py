@@ -4,22 +4,36 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import gymnasium
 
-from dmr_gym.config import EnvConfig, from_mapping, unknown_name
+from dmr_gym.config import EnvConfig, load_config, unknown_name
 from dmr_gym.errors import ConfigError, DMRGymError
 from dmr_gym.vector import PrecisionRoutingVectorEnv
 
+DEFAULT_ENV = "DMR-ALFWorld-v0"
+
+
+def recipe_parser(documentation: str) -> argparse.ArgumentParser:
+    """A parser that takes options by their whole name, described by the first line of a recipe's documentation."""
+    return argparse.ArgumentParser(description=documentation.splitlines()[0], allow_abbrev=False)
+
 
 def add_env_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that `env_config` and `make_envs` read."""
+    """Add the options that `chosen_env` and `make_envs` read."""
     group = parser.add_argument_group("environment")
-    group.add_argument("--env", default="DMR-ALFWorld-v0", metavar="ID", help="registered id (default: %(default)s)")
+    group.add_argument(
+        "--env", metavar="ID", help=f"registered id (default: {DEFAULT_ENV}, or that of the world in --config)"
+    )
+    group.add_argument(
+        "--config",
+        metavar="FILE",
+        help="keywords of the environment as TOML, such as configs/alfworld.toml (default: those of the id)",
+    )
     group.add_argument(
         "--set",
         action="append",
@@ -38,6 +52,26 @@ def add_env_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def chosen_env(args: argparse.Namespace, cache_dir: str | Path | None = None) -> tuple[str, EnvConfig]:
+    """The registered id and the keywords that the options of `add_env_options` choose.
+
+    Args:
+        args: with ``env``, ``config``, ``set`` and ``cache_dir``.
+        cache_dir: of the completion cache, where neither ``--cache-dir`` nor the file names one.
+
+    Raises:
+        ConfigError: an unknown id or key, a value of the wrong type, an unreadable file, or one for another world.
+    """
+    if args.config is None:
+        env_id = args.env or DEFAULT_ENV
+        config = env_config(env_id, args.set)
+    else:
+        config = load_config(EnvConfig, args.config, _overrides(args.set))
+        env_id = _id_of_world(config.task, args.config, args.env)
+    folder = args.cache_dir or config.cache_dir or cache_dir
+    return env_id, replace(config, cache_dir=None if folder is None else str(folder))
+
+
 def env_config(env_id: str, settings: Sequence[str] = (), cache_dir: str | None = None) -> EnvConfig:
     """Resolve a registered id and ``KEY=VALUE`` changes to the environment's keywords.
 
@@ -49,24 +83,8 @@ def env_config(env_id: str, settings: Sequence[str] = (), cache_dir: str | None 
     Raises:
         ConfigError: an unknown id or key, or a value of the wrong type.
     """
-    try:
-        spec = gymnasium.spec(env_id)
-    except gymnasium.error.Error as error:
-        known = sorted(name for name in gymnasium.registry if name.startswith("DMR-"))
-        raise ConfigError(unknown_name("environment id", env_id, known)) from error
-    data: dict[str, Any] = _copied(spec.kwargs)
-    for setting in settings:
-        key, equals, value = setting.partition("=")
-        if not equals:
-            raise ConfigError(f"--set expects KEY=VALUE, got {setting!r}")
-        *tables, last = key.strip().split(".")
-        inner = data
-        for table in tables:
-            inner = inner.setdefault(table, {})
-            if not isinstance(inner, dict):
-                raise ConfigError(f"--set {key}: {table} is {inner!r}, not a table")
-        inner[last] = _parsed(value.strip())
-    return replace(from_mapping(EnvConfig, data), cache_dir=cache_dir)
+    config = load_config(EnvConfig, overrides=_overrides(settings), base=_registered(env_id))
+    return replace(config, cache_dir=cache_dir or config.cache_dir)
 
 
 def make_envs(config: EnvConfig, panel: str, num_envs: int) -> PrecisionRoutingVectorEnv:
@@ -93,7 +111,7 @@ def first_tasks(envs: PrecisionRoutingVectorEnv, number: int | None) -> list[str
     return list(envs.task_ids[:number])
 
 
-def run(main: Callable[[], None]) -> None:
+def run(main: Callable[[], object]) -> None:
     """Run a recipe's main: a mistake of the user ends it with the message alone, without a traceback."""
     try:
         main()
@@ -103,15 +121,34 @@ def run(main: Callable[[], None]) -> None:
         sys.exit("stopped")
 
 
-def _parsed(text: str) -> Any:
+def _registered(env_id: str) -> dict[str, Any]:
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
+        return gymnasium.spec(env_id).kwargs
+    except gymnasium.error.Error as error:
+        raise ConfigError(unknown_name("environment id", env_id, _known_ids())) from error
 
 
-def _copied(data: Any) -> Any:
-    """Copy plain data, so that changes do not reach the registry."""
-    if isinstance(data, dict):
-        return {key: _copied(value) for key, value in data.items()}
-    return [_copied(value) for value in data] if isinstance(data, list) else data
+def _known_ids() -> list[str]:
+    return sorted(name for name in gymnasium.registry if name.startswith("DMR-"))
+
+
+def _id_of_world(task: str, path: str, env_id: str | None) -> str:
+    """The id that results are recorded under: the one that was given, else the first of the file's world."""
+    if env_id is None:
+        ids = [name for name in _known_ids() if gymnasium.spec(name).kwargs.get("task") == task]
+        if not ids:
+            raise ConfigError(f"{path} is for the world {task!r}, of which no id is registered: pass --env too")
+        return ids[0]
+    if _registered(env_id).get("task") != task:
+        raise ConfigError(f"{path} is for the world {task!r}, but --env {env_id} is another: leave one of them out")
+    return env_id
+
+
+def _overrides(settings: Sequence[str]) -> list[str]:
+    overrides = []
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise ConfigError(f"--set expects KEY=VALUE, got {setting!r}")
+        overrides.append(f"--{key.strip()}={value.strip()}")
+    return overrides

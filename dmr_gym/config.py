@@ -1,17 +1,18 @@
 """Settings: TOML file -> frozen dataclass -> constructor keywords, and back to TOML.
 
-A recipe has one frozen dataclass per part, here with a field ``env: EnvConfig``, and reads it with `load_config`::
+`EnvConfig` at the end mirrors the environment's keywords; nothing else here knows of a particular dataclass::
 
-    config = load_config(Config, "configs/demo.toml", ["--env.lambda_", "0.02", "--seed", "3"])
-    env = PrecisionRoutingEnv(**config.env.kwargs())
-    (run / "config.toml").write_text(to_toml(config))
+    config = load_config(EnvConfig, "configs/alfworld.toml", ["--lambda_", "0.02", "--task_kwargs.panel=test"])
+    env = PrecisionRoutingEnv(**config.kwargs())
+    (run / "env.toml").write_text(to_toml(config))
 
-Nothing here knows of a particular dataclass; `EnvConfig` at the end mirrors the environment's keywords. A table in the
-file replaces the default of a mapping field as a whole: ``[env.backend]`` is not merged with the default backend.
+The recipes read ``--config``, ``--env`` and ``--set`` with it (`dmr_gym.command_line`). A table of the file replaces
+the default of a mapping field as a whole: ``[backend]`` is not merged with the default backend.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import json
@@ -53,21 +54,27 @@ def unknown_name(what: str, name: object, known: Iterable[object]) -> str:
     return f"unknown {what} {name!r}; {hint}known: {shown or 'none'}"
 
 
-def load_config(cls: type[T], path: str | Path | None = None, overrides: Sequence[str] = ()) -> T:
+def load_config(
+    cls: type[T],
+    path: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    base: Mapping[str, Any] | None = None,
+) -> T:
     """Read a dataclass from a TOML file and command-line overrides.
 
     Args:
         cls: a dataclass whose fields are plain data or dataclasses; every field needs a default or a value.
         path: a TOML file; None takes the defaults.
         overrides: ``["--section.key", "value", "--other.key=value"]``; values are TOML, or bare text.
+        base: plain data that stands where the file is silent, before the dataclass's own defaults; it is not changed.
 
     Raises:
         ConfigError: for an unreadable file, an unknown key, or a value of the wrong type.
     """
-    data: dict[str, Any] = {}
+    data = copy.deepcopy(dict(base or {}))
     if path is not None:
         try:
-            data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+            data |= tomllib.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise ConfigError(f"cannot read the config file {str(path)!r}: {error.strerror}") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -251,7 +258,7 @@ class EnvConfig:
     ``from_mapping(EnvConfig, dmr_gym.ENV_IDS[env_id])`` is the configuration of a registered id.
 
     Attributes:
-        task: kind of world, "alfworld" or "toy".
+        task: kind of world, "alfworld", "webshop" or "toy".
         task_kwargs: its settings, for example ``{"panel": "train"}``.
         precisions: names in ascending precision; action 0 is the lowest.
         backend: kind and settings of the LLM copies.
@@ -263,6 +270,7 @@ class EnvConfig:
         sampling: fields of `SamplingParams` that differ from its defaults.
         cache_dir: folder of a cache that outlives the process; None keeps answers in memory.
         info_text: whether info carries texts too.
+        invalid_action_penalty: reward that an invalid action costs, at least 0; not part of Eq. 8.
         render_mode: "ansi", "human", "rgb_array" or None.
     """
 
@@ -278,11 +286,13 @@ class EnvConfig:
     sampling: Mapping[str, Any] = field(default_factory=dict)
     cache_dir: str | None = None
     info_text: bool = False
+    invalid_action_penalty: float = 0.0
     render_mode: str | None = None
 
     def __post_init__(self) -> None:
         """Check ranges."""
         check_settings(self.precisions, self.lambda_, self.max_steps, self.history_length)
+        check_amount("invalid_action_penalty", self.invalid_action_penalty, "reward")
 
     def kwargs(self) -> dict[str, Any]:
         """The keywords for `PrecisionRoutingEnv`, or for `gymnasium.make` to replace those of an id: plain data."""
@@ -299,10 +309,15 @@ def check_settings(precisions: object, lambda_: object, max_steps: object, histo
     names = list(precisions) if isinstance(precisions, Sequence) and not isinstance(precisions, str) else []
     if len(names) < 2 or not all(isinstance(name, str) for name in names) or len(set(names)) != len(names):
         raise ConfigError(f"precisions must be two or more different names, lowest first, got {precisions!r}")
-    if isinstance(lambda_, bool) or not isinstance(lambda_, numbers.Real) or not 0 <= float(lambda_) < math.inf:
-        raise ConfigError(f"lambda_ must be a finite number of at least 0 (reward per second), got {lambda_!r}")
+    check_amount("lambda_", lambda_, "reward per second")
     for name, value in (("max_steps", max_steps), ("history_length", history_length)):
         check_count(name, value)
+
+
+def check_amount(name: str, value: object, unit: str) -> None:
+    """Raise ConfigError unless a value is a finite number of at least 0."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= float(value) < math.inf:
+        raise ConfigError(f"{name} must be a finite number of at least 0 ({unit}), got {value!r}")
 
 
 def check_count(name: str, value: object) -> None:

@@ -31,6 +31,8 @@ class PrecisionRoutingEnv(gym.Env[FloatArray, np.int64]):
     Every step is charged the router's time, the N·ℓ_r of Eq. 9, because the environment cannot know where an action
     came from. A fixed-precision baseline asks no router: add up latency_llm_s alone, as agents/evaluate.py does where
     no router was asked, or make the environment with ``latency={"row": "alfworld-4b-gptq-w3", "router_ms": 0}``.
+    With ``invalid_action_penalty`` every step whose info has invalid_action costs that much too. Eq. 8 has no such
+    term, so it is 0 unless set; the agents' tables count success and latency alone.
 
     **End** ``terminated`` when the task is solved, when the world ends, and at ``max_steps`` (then
     ``info["cap_reached"]``). ``truncated`` is always False: the cap is part of the task's definition, an unsolved task
@@ -48,7 +50,7 @@ class PrecisionRoutingEnv(gym.Env[FloatArray, np.int64]):
     ``options={"sample_index": ...}`` tells episodes apart that decode with a temperature; else it is drawn.
 
     Args:
-        task: kind of world, "alfworld" or "toy".
+        task: kind of world, "alfworld", "webshop" or "toy".
         task_kwargs: its settings, for example ``{"panel": "train"}``.
         precisions: names in ascending precision.
         backend: kind and settings of the LLM copies; a text is a kind, None is ``{"kind": "embedded"}``.
@@ -60,6 +62,7 @@ class PrecisionRoutingEnv(gym.Env[FloatArray, np.int64]):
         sampling: fields of `SamplingParams` that differ from its defaults.
         cache_dir: folder of a cache that outlives the process; None keeps answers in memory.
         info_text: whether info carries texts too.
+        invalid_action_penalty: reward that an invalid action costs, at least 0.
         render_mode: "ansi" (transcript), "human" (printed in colour as it happens), "rgb_array", or None.
 
     ``task``, ``backend``, ``encoder`` and ``latency`` also take a live object of the protocol in `dmr_gym.types`,
@@ -85,6 +88,7 @@ class PrecisionRoutingEnv(gym.Env[FloatArray, np.int64]):
         sampling: Mapping[str, Any] | None = None,
         cache_dir: str | None = None,
         info_text: bool = False,
+        invalid_action_penalty: float = 0.0,
         render_mode: str | None = None,
     ) -> None:
         self.render_mode = check_render_mode(render_mode, self.metadata["render_modes"])
@@ -101,6 +105,7 @@ class PrecisionRoutingEnv(gym.Env[FloatArray, np.int64]):
             "sampling": sampling,
             "cache_dir": cache_dir,
             "info_text": info_text,
+            "invalid_action_penalty": invalid_action_penalty,
         }
         self._parts = build_parts(self._settings)
         [self._episode] = self._parts.episodes

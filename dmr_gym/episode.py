@@ -48,6 +48,7 @@ class Rules:
         dim: embedding width D.
         sampling: how completions are decoded.
         info_text: whether info carries texts too.
+        invalid_action_penalty: reward that an invalid action costs; not part of Eq. 8.
     """
 
     precisions: tuple[str, ...]
@@ -58,10 +59,11 @@ class Rules:
     dim: int
     sampling: SamplingParams = field(default_factory=SamplingParams)
     info_text: bool = False
+    invalid_action_penalty: float = 0.0
 
 
 class Turn(NamedTuple):
-    """One step: the call, its answer, what it did to the world, and what it cost (seconds; reward of Eq. 8)."""
+    """One step: the call, its answer, what it did to the world, and what it cost (seconds; its part of the reward)."""
 
     request: Request
     completion: Completion
@@ -177,7 +179,7 @@ class Episode:
         """Carry out a completion, book what it cost, and return the text of its row.
 
         The reward is 1 at the end of a solved episode, less lambda_ times the step's latency: its sum is
-        R = r_success − λ·T (Eq. 8) with T of Eq. 9.
+        R = r_success − λ·T (Eq. 8) with T of Eq. 9. Where the rules set a penalty, an invalid action costs that too.
         """
         rules, accounts = self.rules, self._accounts
         self._awaits_embedding = True
@@ -185,6 +187,8 @@ class Episode:
         call = LLMCall(request.precision, completion.prompt_tokens, completion.completion_tokens)
         llm_s, router_s = rules.latency.llm_seconds(call), rules.latency.router_seconds(call)
         reward = float(step.success) - rules.lambda_ * (llm_s + router_s)
+        if step.invalid_reason is not None:
+            reward -= rules.invalid_action_penalty
         self.turns = (*self.turns, Turn(request, completion, step, llm_s, router_s, reward))
         self._accounts = Accounts(
             accounts.latency_s + llm_s + router_s,

@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+from dmr_gym.config import unknown_name
 from dmr_gym.errors import ConfigError
 
 T = TypeVar("T")
@@ -33,13 +34,13 @@ def build(part: str, builders: Mapping[str, Callable[..., T]], config: str | Map
         raise ConfigError(f'{part} must be a mapping with a "kind", got {type(config).__name__}: {config!r}')
     kind = config.get("kind")
     if not isinstance(kind, str) or kind not in builders:
-        raise ConfigError(f"{part} kind must be one of {sorted(builders)}, got {kind!r}")
+        raise ConfigError(unknown_name(f"{part} kind", kind, sorted(builders)))
     options = {name: value for name, value in config.items() if name != "kind"}
     parameters = inspect.signature(builders[kind]).parameters.values()
     allowed = {p.name: p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
-    unknown = sorted(set(options) - set(allowed))
-    if unknown:
-        raise ConfigError(f"{part} kind {kind!r} has no option {', '.join(unknown)}; it takes {sorted(allowed)}")
+    for name in options:
+        if name not in allowed:
+            raise ConfigError(unknown_name(f"option of {part} kind {kind!r}:", name, sorted(allowed)))
     missing = sorted(n for n, p in allowed.items() if p.default is inspect.Parameter.empty and n not in options)
     if missing:
         raise ConfigError(f"{part} kind {kind!r} needs the option {', '.join(missing)}")

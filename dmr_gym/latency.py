@@ -17,6 +17,7 @@ from typing import Any
 
 from dmr_gym.config import unknown_name
 from dmr_gym.errors import ConfigError
+from dmr_gym.factory import build
 from dmr_gym.types import LatencyModel, LLMCall
 
 
@@ -90,36 +91,40 @@ def trajectory_seconds(model: LatencyModel, calls: Iterable[LLMCall]) -> float:
     return sum(model.llm_seconds(call) + model.router_seconds(call) for call in calls)
 
 
-def _token_linear(settings: Mapping[str, Any], precisions: Sequence[str]) -> TokenLinearLatency:
-    known = ("kind", "row", "ms_per_token", "router_ms", "allow_other_bits")
-    for key in settings:
-        if key not in known:
-            raise ConfigError(unknown_name("latency setting", key, known))
-    row = _row(settings["row"]) if "row" in settings else None
-    if "ms_per_token" in settings:
-        prices = settings["ms_per_token"]
-    elif row is not None and len(precisions) == 2:
-        if settings.get("allow_other_bits") is not True:
-            _check_bits(settings["row"], precisions)
-        prices = dict(zip(precisions, (row.low_ms, row.high_ms), strict=True))
-    else:
-        example = ", ".join(f"{name!r}: ..." for name in precisions)
-        why = f"has two prices, but there are {len(precisions)} precisions" if row else "or a row of Table 3 is needed"
-        raise ConfigError(f"latency {why}: pass {{'ms_per_token': {{{example}}}, 'router_ms': ...}}")
-    router_ms = settings.get("router_ms", row.router_ms if row else None)
-    if not isinstance(prices, Mapping) or set(prices) != set(precisions):
-        got = list(prices) if isinstance(prices, Mapping) else prices
+def _token_linear(
+    precisions: Sequence[str],
+    *,
+    row: str | None = None,
+    ms_per_token: Mapping[str, float] | None = None,
+    router_ms: float | None = None,
+    allow_other_bits: bool = False,
+) -> TokenLinearLatency:
+    known = None if row is None else _row(row)
+    if ms_per_token is None:
+        ms_per_token = _row_prices(row, precisions, allow_other_bits)
+    if router_ms is None and known is not None:
+        router_ms = known.router_ms
+    if not isinstance(ms_per_token, Mapping) or set(ms_per_token) != set(precisions):
+        got = list(ms_per_token) if isinstance(ms_per_token, Mapping) else ms_per_token
         raise ConfigError(f"latency ms_per_token must price exactly the precisions {list(precisions)}, got {got!r}")
     if router_ms is None:
         raise ConfigError("latency needs router_ms, ms per routing decision (0 where no router runs)")
-    return TokenLinearLatency(dict(prices), router_ms)
+    return TokenLinearLatency(dict(ms_per_token), router_ms)
 
 
-_KINDS: dict[str, Callable[[Mapping[str, Any], Sequence[str]], LatencyModel]] = {"token-linear": _token_linear}
+def _row_prices(row: str | None, precisions: Sequence[str], allow_other_bits: bool) -> dict[str, float]:
+    if row is None or len(precisions) != 2:
+        example = ", ".join(f"{name!r}: ..." for name in precisions)
+        why = f"has two prices, but there are {len(precisions)} precisions" if row else "or a row of Table 3 is needed"
+        raise ConfigError(f"latency {why}: pass {{'ms_per_token': {{{example}}}, 'router_ms': ...}}")
+    if allow_other_bits is not True:
+        _check_bits(row, precisions)
+    prices = _row(row)
+    return dict(zip(precisions, (prices.low_ms, prices.high_ms), strict=True))
 
 
 def _row(name: str) -> CalibrationRow:
-    if name not in TABLE_3:
+    if not isinstance(name, str) or name not in TABLE_3:
         raise ConfigError(unknown_name("latency row of Table 3", name, TABLE_3))
     return TABLE_3[name]
 
@@ -184,10 +189,8 @@ def make_latency_model(name_or_mapping: str | Mapping[str, Any], precisions: Seq
         name_or_mapping = {"row": name_or_mapping}
     if not isinstance(name_or_mapping, Mapping):
         raise ConfigError(f"latency must be a row of Table 3 or a mapping, got {name_or_mapping!r}")
-    kind = name_or_mapping.get("kind", "token-linear")
-    if kind not in _KINDS:
-        raise ConfigError(unknown_name("latency kind", kind, _KINDS))
-    return _KINDS[kind](name_or_mapping, precisions)
+    builders: dict[str, Callable[..., LatencyModel]] = {"token-linear": _token_linear}
+    return build("latency", builders, {"kind": "token-linear", **name_or_mapping}, precisions)
 
 
 def break_even_tokens(high_ms: float, low_ms: float, router_ms: float, high_share: float = 0.0) -> float:

@@ -6,6 +6,7 @@ quick to solve, so the mean over all episodes stands beside it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,6 +29,7 @@ class EpisodeResult:
         high_steps: decisions for the highest precision.
         completion_tokens: tokens generated.
         seed: tells repeated episodes of a task apart.
+        score: the world's own score at the end, in [0, 1]; NaN where it is not known.
     """
 
     task_id: str
@@ -37,6 +39,7 @@ class EpisodeResult:
     high_steps: int
     completion_tokens: int
     seed: int = 0
+    score: float = math.nan
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +70,8 @@ class Summary:
         mean_return_ci: its interval.
         speedup_success: the reference's ``time_success_s`` over this one's; NaN without a reference.
         speedup_all: the same with ``time_all_s``.
+        score: mean of the world's own score; NaN where one is not known.
+        score_ci: its interval.
     """
 
     policy: str
@@ -82,8 +87,10 @@ class Summary:
     completion_tokens: float
     mean_return: float
     mean_return_ci: Interval
-    speedup_success: float = float("nan")
-    speedup_all: float = float("nan")
+    speedup_success: float = math.nan
+    speedup_all: float = math.nan
+    score: float = math.nan
+    score_ci: Interval = Interval(math.nan, math.nan)
 
 
 def summarize(
@@ -114,6 +121,7 @@ def summarize(
     steps = np.array([e.steps for e in episodes], dtype=np.float64)
     high_steps = np.array([e.high_steps for e in episodes], dtype=np.float64)
     returns = success - lambda_ * time_s
+    score = np.array([e.score for e in episodes])
     ones = np.ones(len(episodes))
     groups = _group_index([e.task_id for e in episodes])
 
@@ -135,8 +143,10 @@ def summarize(
         completion_tokens=float(np.mean([e.completion_tokens for e in episodes])),
         mean_return=float(returns.mean()),
         mean_return_ci=interval(returns, ones),
-        speedup_success=reference.time_success_s / time_success if reference and time_success else float("nan"),
-        speedup_all=reference.time_all_s / time_all if reference and time_all else float("nan"),
+        speedup_success=reference.time_success_s / time_success if reference and time_success else math.nan,
+        speedup_all=reference.time_all_s / time_all if reference and time_all else math.nan,
+        score=float(score.mean()),
+        score_ci=interval(score, ones),
     )
 
 
@@ -228,7 +238,7 @@ def bootstrap_ratio(
     tops, bottoms = top[draws].sum(axis=1), bottom[draws].sum(axis=1)
     ratios = tops[bottoms > 0] / bottoms[bottoms > 0]
     if not ratios.size:
-        return Interval(float("nan"), float("nan"))
+        return Interval(math.nan, math.nan)
     low, high = np.quantile(ratios, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(low), float(high))
 
@@ -268,7 +278,7 @@ def _ranks(values: Sequence[float]) -> list[float]:
 
 def _ratio(numerator: NDArray[np.float64], denominator: NDArray[np.float64]) -> float:
     total = float(denominator.sum())
-    return float(numerator.sum()) / total if total else float("nan")
+    return float(numerator.sum()) / total if total else math.nan
 
 
 def _task_means(episodes: Sequence[EpisodeResult], lambda_: float) -> NDArray[np.float64]:

@@ -12,7 +12,7 @@ from gymnasium import spaces
 
 from dmr_gym.backends import ScriptedBackend, make_backend
 from dmr_gym.cache import CachedBackend, CachedEncoder, CompletionCache
-from dmr_gym.config import EnvConfig, check_settings, from_mapping
+from dmr_gym.config import EnvConfig, check_amount, check_settings, from_mapping
 from dmr_gym.encoders import make_encoder
 from dmr_gym.episode import Episode, Rules
 from dmr_gym.errors import ConfigError
@@ -62,6 +62,7 @@ def build_parts(settings: Mapping[str, Any], copies: int = 1) -> Parts:
         ConfigError: for a setting that is unknown or out of range.
     """
     check_settings(settings["precisions"], settings["lambda_"], settings["max_steps"], settings["history_length"])
+    check_amount("invalid_action_penalty", settings["invalid_action_penalty"], "reward")
     precisions = tuple(settings["precisions"])
     latency = settings["latency"]
     live = isinstance(latency, LatencyModel) and not isinstance(latency, type)
@@ -79,6 +80,7 @@ def build_parts(settings: Mapping[str, Any], copies: int = 1) -> Parts:
         dim=encoder.dim,
         sampling=sampling,
         info_text=bool(settings["info_text"]),
+        invalid_action_penalty=float(settings["invalid_action_penalty"]),
     )
     episodes = tuple(Episode(task, rules) for task in tasks)
     built += [task for task in tasks if task is not settings["task"]]

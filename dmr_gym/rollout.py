@@ -82,6 +82,7 @@ class Trajectory:
             high_steps=int((self.actions == high).sum()),
             completion_tokens=int(self.completion_tokens.sum()),
             seed=self.key.repeat,
+            score=self.score,
         )
 
 

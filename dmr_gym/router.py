@@ -23,6 +23,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from dmr_gym.device import torch_device
 from dmr_gym.errors import ConfigError, MissingDependency
 from dmr_gym.runs import write_atomically
 from dmr_gym.types import FloatArray
@@ -314,23 +315,6 @@ class PrecisionRouter(nn.Module):
             raise ConfigError(f"router: valid_mask must be {tuple(rows.shape[:2])} bool, got {came}")
         if rows.shape[1] > longest and int(valid_mask.sum(1).max()) > longest:
             raise ConfigError(f"router: histories have up to {longest} rows (max_length), got {rows.shape[1]}")
-
-
-def torch_device(name: str) -> torch.device:
-    """Return a device that this machine has.
-
-    Raises:
-        ConfigError: PyTorch does not know the name, or the device is not there.
-    """
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # an assertion is how a build without CUDA refuses it
-        reason = str(error).splitlines()[0]
-        raise ConfigError(
-            f'device {name!r} cannot be used: pass "cpu", or "cuda" on a machine with it ({reason})'
-        ) from error
-    return device
 
 
 def last_valid_index(valid_mask: Tensor) -> Tensor:

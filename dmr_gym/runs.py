@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import platform
 import stat
@@ -40,8 +41,9 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Write a JSON object atomically, indented, keys in their given order."""
-    write_atomically(path, lambda part: part.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8"))
+    """Write a JSON object atomically, indented, keys in their given order; NaN and infinity become null."""
+    text = json.dumps(_finite(data), indent=2, allow_nan=False)
+    write_atomically(path, lambda part: part.write_text(text + "\n", encoding="utf-8"))
 
 
 def file_digest(path: Path) -> str:
@@ -59,6 +61,14 @@ def provenance() -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             versions[package] = None
     return {"python": platform.python_version(), "machine": platform.machine(), "versions": versions, "git": _commit()}
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, Mapping):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def _commit() -> str | None:

@@ -6,6 +6,7 @@ be stopped by STOP, and a chat template.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -22,6 +23,7 @@ CHAT_TEMPLATE = (
     "{% for turn in messages %}<{{ turn.role }}>{{ turn.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
+TOKENIZER_TEXTS = [text + " go to desk 1 look take book" for text in PROMPTS] * 5
 SAMPLING = SamplingParams(max_tokens=12)
 
 
@@ -146,21 +148,27 @@ def _content(completion: Completion) -> Completion:
     return replace(completion, seconds=0.0, cached=False)
 
 
-def write_tokenizer(folder: Path) -> int:
-    """Train a byte-level BPE tokenizer with a chat template, save it, and return its vocabulary size."""
+def write_tokenizer(
+    folder: Path,
+    texts: Iterable[str] = TOKENIZER_TEXTS,
+    vocab_size: int = 300,
+    end: str = "<end>",
+    chat_template: str | None = CHAT_TEMPLATE,
+) -> int:
+    """Train a byte-level BPE tokenizer, whose token 0 ends and pads, save it, and return its vocabulary size."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
-        vocab_size=300, special_tokens=["<end>"], initial_alphabet=alphabet, show_progress=False
+        vocab_size=vocab_size, special_tokens=[end], initial_alphabet=alphabet, show_progress=False
     )
-    tokenizer.train_from_iterator([text + " go to desk 1 look take book" for text in PROMPTS] * 5, trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", pad_token="<end>")
-    fast.chat_template = CHAT_TEMPLATE
+    tokenizer.train_from_iterator(texts, trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=end, pad_token=end)
+    fast.chat_template = chat_template
     fast.save_pretrained(folder)
     return len(fast)
 

@@ -10,8 +10,12 @@ import importlib.metadata
 import os
 import platform
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from dmr_gym.backends import LocalBackend
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("DMR_GYM_SHARED") or ROOT.parent / "shared")
@@ -76,3 +80,28 @@ def shared_data() -> Path:
 def shared_conformance() -> Path:
     """The folder with episodes recorded from the original environments; skips where it is absent."""
     return _shared_folder("conformance")
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Folders of two random checkpoints, "low" and "high"; a test that changes one changes a copy."""
+    from backend_contract import write_checkpoint
+
+    root = tmp_path_factory.mktemp("checkpoints")
+    return {name: str(write_checkpoint(root / name, seed)) for seed, name in enumerate(("low", "high"))}
+
+
+@pytest.fixture(scope="module")
+def shared_local(checkpoints: dict[str, str]) -> LocalBackend:
+    """One loaded backend for tests that leave nothing behind that matters."""
+    from dmr_gym.backends import LocalBackend
+
+    return LocalBackend(checkpoints)
+
+
+@pytest.fixture(scope="module")
+def cold_local(checkpoints: dict[str, str]) -> LocalBackend:
+    """Reuses nothing and computes two requests at a time."""
+    from dmr_gym.backends import LocalBackend
+
+    return LocalBackend(checkpoints, prefix_cache_mib=0, max_batch_size=2)

@@ -90,6 +90,13 @@ def test_collect_kl_plays_every_task_and_labels_every_step(collected):
     assert (collected / "kl_histogram.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_collection_from_a_config_file_is_that_of_the_id(agents, collected, root_folder, tmp_path):
+    """configs/toy.toml gives the data set of DMR-Toy-v0, its record included, byte for byte."""
+    config = str(root_folder / "configs" / "toy.toml")
+    agents["collect_kl"].main(["--out", str(tmp_path), "--config", config, "--num-envs", "4"])
+    assert (tmp_path / "kl.safetensors").read_bytes() == (collected / "kl.safetensors").read_bytes()
+
+
 def test_an_interrupted_collection_goes_on_where_it_stopped(agents, collected, tmp_path, monkeypatch):
     """Killed at the third episode and started again: the finished two are kept, and the data set is the same."""
     collect = agents["collect_kl"]

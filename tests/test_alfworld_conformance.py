@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import gzip
 import json
-import lzma
 from collections import Counter
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,28 +16,9 @@ import pytest
 
 from dmr_gym.tasks.alfworld import panels
 from dmr_gym.tasks.alfworld.engine import AlfworldEngine
-from dmr_gym.tasks.alfworld.games import GAME_FILE, TRAJECTORY_FILE, OfficialGames
+from dmr_gym.tasks.alfworld.games import GAME_FILE, OfficialGames
 from dmr_gym.tasks.alfworld.task import AlfworldTask
-
-PLACEHOLDER = "Your task is to: UNKNOWN GOAL."
-
-
-@cache
-def released_games(folder: Path, split: str) -> dict[str, dict[str, Any]]:
-    """A split's games by id, each with the keys of its game file and its task type."""
-    with lzma.open(folder / "alfworld" / f"{split}.json.xz", "rt", encoding="utf-8") as file:
-        data = json.load(file)
-    return {
-        game["id"]: {
-            "pddl_domain": data["pddl_domain"],
-            "grammar": data["grammar"].replace(PLACEHOLDER, f"Your task is to: {game['task']}", 1),
-            "pddl_problem": game["pddl_problem"],
-            "solvable": True,
-            "walkthrough": game["walkthrough"],
-            "task_type": game["task_type"],
-        }
-        for game in data["games"]
-    }
+from tests.released_games import released_games, write_released_game
 
 
 def recorded_episodes(folder: Path) -> Iterator[dict[str, Any]]:
@@ -73,10 +52,7 @@ def test_every_recorded_step_is_the_same_through_the_task(
     episodes = list(recorded_episodes(shared_conformance))[:10]
     for episode in episodes:
         game = released_games(shared_data, episode["game"].split("/")[0])[episode["game"]]
-        folder = tmp_path / "json_2.1.1" / episode["game"]
-        folder.mkdir(parents=True)
-        (folder / GAME_FILE).write_text(json.dumps(game))
-        (folder / TRAJECTORY_FILE).write_text(json.dumps({"task_type": game["task_type"]}))
+        write_released_game(tmp_path, episode["game"], game)
     for split in {episode["game"].split("/")[0] for episode in episodes}:
         task = AlfworldTask(source=str(tmp_path), panel=split)
         for episode in (e for e in episodes if e["game"].startswith(f"{split}/")):

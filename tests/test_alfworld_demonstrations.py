@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dmr_gym.prompts.transcript import initial
 from dmr_gym.tasks.alfworld import panels
-from dmr_gym.tasks.alfworld.demonstrations import FIRST_SEED, demonstration
+from dmr_gym.tasks.alfworld.demonstrations import FIRST_SEED, demonstration, panel_transcripts
 from dmr_gym.tasks.alfworld.engine import AlfworldEngine
 from dmr_gym.tasks.alfworld.generate import generate_game
 
@@ -47,3 +47,14 @@ def test_no_panel_shares_a_house_with_the_demonstrations() -> None:
     assert len(known) > 2000
     assert len(next(iter(known))) == 16
     assert not hashes & known
+
+
+def test_transcripts_are_whole_episodes_of_one_panel() -> None:
+    """Texts repeat exactly, panels share none, and each has the form of the agent's prompts up to the solution."""
+    texts = panel_transcripts("calibration", 8)
+    assert texts == panel_transcripts("calibration", 8)
+    assert not set(texts) & set(panel_transcripts("validation", 8))
+    for text in texts:
+        assert text.startswith("You are in the middle of a room.")
+        assert "\n> " in text
+        assert not text.endswith(">")

@@ -1,4 +1,4 @@
-"""The native engine: texts, admissible commands, goals and snapshots, on a house written by hand and many others."""
+"""The native engine: texts, commands, snapshots and files, on a house written by hand and many others."""
 
 from __future__ import annotations
 
@@ -11,75 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dmr_gym.errors import TaskError
-from dmr_gym.tasks.alfworld.engine import HELP, AlfworldEngine, EngineState, load_game
+from dmr_gym.tasks.alfworld.engine import HELP, AlfworldEngine, load_game
 from dmr_gym.tasks.alfworld.generate import generate_game, write_game
-from dmr_gym.tasks.alfworld.pddl import TASK_TYPES
-
-NOTHING = "Nothing happens."
-PLACES = {
-    "Shelf_bar_a": ("ShelfType", "loc_bar_1"),
-    "Shelf_bar_b": ("ShelfType", "loc_bar_1"),
-    "Drawer_bar_a": ("DrawerType", "loc_bar_1"),
-    "Fridge_bar_a": ("FridgeType", "loc_bar_2"),
-    "Microwave_bar_a": ("MicrowaveType", "loc_bar_2"),
-    "Sink_bar_a_bar_SinkBasin": ("SinkBasinType", "loc_bar_3"),
-}
-THINGS = {
-    "Apple_bar_a": ("AppleType", "Shelf_bar_a"),
-    "Apple_bar_b": ("AppleType", "Drawer_bar_a"),
-    "Knife_bar_a": ("KnifeType", "Shelf_bar_a"),
-    "DeskLamp_bar_a": ("DeskLampType", "Shelf_bar_b"),
-    "Box_bar_a": ("BoxType", "Shelf_bar_b"),
-    "Painting_bar_a": ("PaintingType", "Shelf_bar_b"),
-}
-PICK = "(and (exists (?r - receptacle) (exists (?o - object) (and {states}(inReceptacle ?o ?r) (objectType ?o AppleType) (receptacleType ?r {place})))))"  # noqa: E501
-GOALS = {
-    TASK_TYPES[0]: PICK.format(states="", place="FridgeType"),
-    TASK_TYPES[
-        1
-    ]: "(and (exists (?ot - object ?r - receptacle ?a - agent ?l - location) (and (objectType ?ot DeskLampType) "
-    "(toggleable ?ot) (isToggled ?ot) (receptacleAtLocation ?r ?l) (atLocation ?a ?l) (inReceptacle ?ot ?r))) "
-    "(exists (?o - object ?a - agent) (and (objectType ?o AppleType) (holds ?a ?o))))",
-    TASK_TYPES[2]: PICK.format(states="(cleanable ?o) (isClean ?o) ", place="ShelfType"),
-    TASK_TYPES[3]: PICK.format(states="(heatable ?o) (isHot ?o) ", place="ShelfType"),
-    TASK_TYPES[4]: PICK.format(states="(coolable ?o) (isCool ?o) ", place="ShelfType"),
-    TASK_TYPES[5]: "(and (exists (?r - receptacle) (exists (?o1 - object) (and (objectType ?o1 AppleType) "
-    "(receptacleType ?r ShelfType) (inReceptacle ?o1 ?r) (exists (?o2 - object) (and (not (= ?o1 ?o2)) "
-    "(objectType ?o2 AppleType) (receptacleType ?r ShelfType) (inReceptacle ?o2 ?r)))))))",
-}
-
-
-def house(task_type: str = TASK_TYPES[0]) -> AlfworldEngine:
-    """A house of three spots: two shelves and a drawer; fridge and microwave; sink."""
-    objects = [f"{name} - receptacle" for name in PLACES] + [f"{name} - object" for name in THINGS]
-    types = {kind for kind, _ in PLACES.values()} | {kind for kind, _ in THINGS.values()}
-    objects += (
-        [f"{kind} - otype" for kind in types] + [f"loc_bar_{n} - location" for n in range(4)] + ["agent1 - agent"]
-    )
-    facts = ["(atLocation agent1 loc_bar_0)", "(openable Drawer_bar_a)", "(openable Fridge_bar_a)"]
-    facts += ["(openable Microwave_bar_a) ; a comment (opened Drawer_bar_a)", "(isReceptacleObject Box_bar_a)"]
-    facts += ["(toggleable DeskLamp_bar_a)", "(inReceptacleObject Knife_bar_a Box_bar_a)"]
-    for name, (kind, location) in PLACES.items():
-        facts += [f"(receptacleType {name} {kind})", f"(receptacleAtLocation {name} {location})"]
-        facts += [f"(canContain {kind} {thing})" for thing in ("AppleType", "KnifeType") if kind != "DrawerType"]
-    for name, (kind, place) in THINGS.items():
-        facts += [f"(objectType {name} {kind})", f"(inReceptacle {name} {place})"]
-        facts += [f"(objectAtLocation {name} {PLACES[place][1]})"]
-        facts += [f"(pickupable {name})"] if "Lamp" not in name and "Painting" not in name else []
-        if kind == "AppleType":
-            facts += [f"({word} {name})" for word in ("cleanable", "heatable", "coolable", "sliceable")]
-    problem = f"(define (:objects {' '.join(objects)}) (:init {chr(10).join(facts)}) (:goal {GOALS[task_type]}))"
-    data = {"pddl_problem": problem, "walkthrough": [], "grammar": r'{"rhs": "Your task is to: say \"hi\"."}'}
-    return AlfworldEngine.from_json(data, "house", task_type)
-
-
-def play(engine: AlfworldEngine, *commands: str) -> str:
-    """Carry out commands that all must be admissible; the last answer."""
-    answer = ""
-    for command in commands:
-        answer = engine.step(command)
-        assert answer != NOTHING, command
-    return answer
+from tests.alfworld_house import NOTHING, house, play
 
 
 def test_introduction_lists_all_receptacles_and_the_task() -> None:
@@ -246,109 +180,6 @@ def test_a_sliced_apple_in_a_closed_drawer_can_be_sliced_from_outside() -> None:
     """Slicing asks only for the location, as the PDDL domain does."""
     engine = house()
     play(engine, "go to shelf 1", "take knife 1 from shelf 2", "slice apple 1 with knife 1")
-
-
-@pytest.mark.parametrize(
-    ("task_type", "commands"),
-    [
-        (
-            TASK_TYPES[0],
-            "go to shelf 1/take apple 2 from shelf 2/go to fridge 1/open fridge 1/move apple 2 to fridge 1",
-        ),
-        (TASK_TYPES[1], "go to shelf 1/take apple 2 from shelf 2/use desklamp 1"),
-        (TASK_TYPES[1], "go to shelf 1/use desklamp 1/take apple 2 from shelf 2"),
-        (
-            TASK_TYPES[2],
-            "go to shelf 1/take apple 2 from shelf 2/go to sinkbasin 1/clean apple 2 with sinkbasin 1/"
-            "go to shelf 1/move apple 2 to shelf 1",
-        ),
-        (
-            TASK_TYPES[3],
-            "go to shelf 1/take apple 2 from shelf 2/go to fridge 1/heat apple 2 with microwave 1/"
-            "go to shelf 2/move apple 2 to shelf 2",
-        ),
-        (
-            TASK_TYPES[4],
-            "go to shelf 1/take apple 2 from shelf 2/go to fridge 1/heat apple 2 with microwave 1/"
-            "cool apple 2 with fridge 1/go to shelf 2/move apple 2 to shelf 2",
-        ),
-        (TASK_TYPES[5], "go to shelf 1/open drawer 1/take apple 1 from drawer 1/move apple 1 to shelf 2"),
-    ],
-)
-def test_goal_of_each_type_is_won_by_the_last_command_and_lost_again(task_type: str, commands: str) -> None:
-    """The goal is checked on the state: undoing the last deed ends it, as in TextWorld."""
-    engine = house(task_type)
-    assert engine.task_type == task_type
-    for command in commands.split("/"):
-        assert not engine.won
-        play(engine, command)
-    assert engine.won
-    undo = engine.admissible
-    play(engine, next((c for c in undo if c.startswith("take apple")), "go to sinkbasin 1"))
-    assert not engine.won
-
-
-def test_two_objects_in_two_receptacles_of_the_type_do_not_win() -> None:
-    """Both must lie in the same one."""
-    engine = house(TASK_TYPES[5])
-    play(engine, "go to shelf 1", "open drawer 1", "take apple 1 from drawer 1", "move apple 1 to shelf 1")
-    assert not engine.won
-    play(engine, "take apple 1 from shelf 1", "move apple 1 to shelf 2")
-    assert engine.won
-
-
-def test_task_type_that_is_not_the_goals_is_a_task_error() -> None:
-    """traj_data.json and the PDDL must agree."""
-    game = generate_game(0, TASK_TYPES[0])
-    with pytest.raises(
-        TaskError, match="task_type is 'pick_heat_then_place_in_recep', but the goal is one of 'pick_and"
-    ):
-        AlfworldEngine.from_json(game, "game", TASK_TYPES[3])
-
-
-def _goal_by_definition(engine: AlfworldEngine, state: EngineState) -> bool:
-    """The goal as its PDDL reads, without counts."""
-    goal, facts = engine.game.goal, engine.game.facts
-    kinds, places = dict(facts["objecttype"]), dict(facts["receptacleatlocation"])
-    rtypes, receptacles = dict(facts["receptacletype"]), sorted(places)
-    inside = dict(zip(receptacles, state.inside, strict=True))
-    if goal.lamp_type:
-        lit = any(
-            kinds.get(o) == goal.lamp_type and ("istoggled", o) in state.states and places[r] == state.location
-            for r, content in inside.items()
-            for o in content
-        )
-        return lit and state.held is not None and kinds.get(state.held) == goal.object_type
-    able = {p: {fact[0] for fact in facts.get(p, ())} for p in ("cleanable", "heatable", "coolable")}
-    return any(
-        sum(
-            kinds.get(o) == goal.object_type
-            and all(o in able[p] if p in able else (p, o) in state.states for p in goal.states)
-            for o in content
-        )
-        >= goal.count
-        for r, content in inside.items()
-        if rtypes.get(r) == goal.receptacle_type
-    )
-
-
-@settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 10_000), task_type=st.sampled_from(TASK_TYPES), chance=st.randoms(use_true_random=False))
-def test_counted_goal_is_the_goal_by_definition(seed: int, task_type: str, chance: random.Random) -> None:
-    """Random play, detours from the walkthrough, and restored snapshots keep the counts right."""
-    engine = AlfworldEngine.from_json(generate_game(seed, task_type), str(seed))
-    engine.reset()
-    states = [engine.snapshot()]
-    for command in engine.walkthrough:
-        for _ in range(chance.randrange(4)):
-            handling = [c for c in engine.admissible if not c.startswith(("go", "examine", "help", "look", "inv"))]
-            engine.step(chance.choice(handling or engine.admissible))
-            assert engine.won == _goal_by_definition(engine, engine.snapshot())
-        engine.step(command)
-        states.append(engine.snapshot())
-        if chance.random() < 0.2:
-            engine.restore(chance.choice(states))
-        assert engine.won == _goal_by_definition(engine, engine.snapshot())
 
 
 @settings(max_examples=30, deadline=None)

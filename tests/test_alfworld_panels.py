@@ -12,8 +12,10 @@ from dmr_gym.errors import ConfigError
 from dmr_gym.tasks.alfworld import panels
 from dmr_gym.tasks.alfworld.generate import generate_game
 from dmr_gym.tasks.alfworld.pddl import TASK_TYPES
+from tests.released_games import released_games, write_released_game
 
 SIZES = {"train": 2000, "calibration": 200, "validation": 200, "test": 200}
+OFFICIAL_SIZES = {"train": 3553, "calibration": 73, "validation": 67, "test": 134}
 
 
 def test_panels_have_their_sizes_and_share_no_seed() -> None:
@@ -48,22 +50,24 @@ def test_recorded_hashes_hold_for_every_house(capsys: pytest.CaptureFixture[str]
 
 
 def test_panels_are_recorded_by_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """``--write`` writes one hash a line, in the order of the panels, as the shipped file has them."""
-    monkeypatch.setattr(panels, "_SEEDS", {panel: panels.embedded_seeds(panel)[:2] for panel in panels.PANELS})
+    """``--write`` writes a panel and a hash a line, in the order of the panels, as the shipped file has them."""
+    some = {panel: panels.embedded_seeds(panel)[:2] for panel in panels.PANELS}
+    known = panels.known_hashes()
+    expected = [f"{panel} {known[panels.house_id(seed)]}" for panel, seeds in some.items() for seed in seeds]
+    monkeypatch.setattr(panels, "_SEEDS", some)
     file = tmp_path / "hashes.txt"
     assert panels.main(["--write", str(file)]) == 0
-    ids = [panels.house_id(seed) for panel in panels.PANELS for seed in panels.embedded_seeds(panel)]
-    monkeypatch.undo()
-    assert file.read_text().split() == [panels.known_hashes()[task_id] for task_id in ids]
+    assert file.read_text().splitlines() == expected
 
 
 def test_a_changed_generator_fails_the_check(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A house that is not as recorded is named, and the exit status is 1."""
-    monkeypatch.setattr(panels, "compute_hashes", lambda seeds: {"house-100000": "0" * 16})
+    known = {**panels.known_hashes(), "house-100000": "0" * 16}
+    monkeypatch.setattr(panels, "compute_hashes", lambda seeds: {i: known[i] for i in map(panels.house_id, seeds)})
     assert panels.main([]) == 1
-    assert "1 differ from the shipped hashes house-100000" in capsys.readouterr().out
+    assert "1 differ from the shipped hashes house-100000\n" in capsys.readouterr().out
 
 
 def test_hash_of_a_house_ignores_ids_and_spots_but_no_fact() -> None:
@@ -99,3 +103,63 @@ def test_halves_of_valid_seen_are_disjoint_and_complete() -> None:
     assert min(len(calibration), len(validation)) > 100
     assert not panels.is_in_official_panel("validation", "valid_unseen/task-1/trial_1")
     assert panels.is_in_official_panel("test", "valid_unseen/task-1/trial_1")
+
+
+def panel_of(task_id: str) -> str:
+    """The one panel that holds an official game."""
+    [panel] = [panel for panel in panels.PANELS if panels.is_in_official_panel(panel, task_id)]
+    return panel
+
+
+def test_no_official_game_is_in_two_panels_or_listed_twice_or_an_embedded_house() -> None:
+    """All 3,827 recorded contents are different from each other, and from those of the embedded panels."""
+    recorded = panels.known_official_hashes()
+    assert {panel: len(hashes) for panel, hashes in recorded.items()} == OFFICIAL_SIZES
+    listed = Counter(value for hashes in recorded.values() for value in hashes)
+    assert [value for value, count in listed.items() if count > 1] == []
+    assert not set(listed) & set(panels.known_hashes().values())
+
+
+def official_hashes(folder: Path, *splits: str) -> dict[str, tuple[str, ...]]:
+    """Contents of the released games of some splits, computed anew: by panel, in the order of ids."""
+    found: dict[str, list[str]] = {}
+    for split in splits:
+        for task_id, game in sorted(released_games(folder, split).items()):
+            found.setdefault(panel_of(task_id), []).append(panels.house_hash(game)[:16])
+    return {panel: tuple(hashes) for panel, hashes in found.items()}
+
+
+def test_recorded_hashes_hold_for_some_official_games(shared_data: Path) -> None:
+    """Every game of valid_seen and valid_unseen is recorded, in the panel that its id puts it in and at its place."""
+    expected = {panel: panels.known_official_hashes()[panel] for panel in ("calibration", "validation", "test")}
+    assert official_hashes(shared_data, "valid_seen", "valid_unseen") == expected
+
+
+@pytest.mark.slow
+def test_recorded_hashes_hold_for_every_official_game(shared_data: Path) -> None:
+    """The hashes of all released games, computed anew, are those that are shipped."""
+    assert official_hashes(shared_data, *panels.SPLITS) == panels.known_official_hashes()
+
+
+def test_official_games_are_checked_and_recorded_by_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``--official DIR`` records a folder's games, finds them unchanged, and names a game that is another or gone."""
+    names = [f"{split}/pick-Mug-None-Desk-1/trial_{n}" for split in panels.SPLITS for n in range(9)]
+    ids = {panel_of(task_id): task_id for task_id in names}
+    assert sorted(ids) == sorted(panels.PANELS)
+    games = {panel: generate_game(seed) for seed, panel in enumerate(panels.PANELS)}
+    for panel, game in games.items():
+        write_released_game(tmp_path, ids[panel], game | game["traj_data"])
+    assert panels.main(["--official", str(tmp_path), "--write", str(tmp_path / "hashes.txt")]) == 0
+    lines = (tmp_path / "hashes.txt").read_text().splitlines()
+    assert lines == [f"{panel} {panels.house_hash(game)[:16]}" for panel, game in games.items()]
+
+    recorded = {panel: (value,) for panel, value in map(str.split, lines)}
+    monkeypatch.setattr(panels, "_recorded", lambda name: recorded)
+    assert panels.main(["--official", str(tmp_path)]) == 0
+    assert "4 games, 0 differ" in capsys.readouterr().out
+    recorded |= {"train": ("0" * 16,), "test": (*recorded["test"], "1" * 16)}
+    assert panels.main(["--official", str(tmp_path)]) == 1
+    changed = f"{ids['train']}, test (has 1 games, 2 are recorded)"
+    assert f"4 games, 2 differ from the shipped hashes {changed}\n" in capsys.readouterr().out

@@ -8,22 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from backend_contract import PROMPT, write_checkpoint
+from backend_contract import PROMPT
 from safetensors.torch import load, save_file
 
 from dmr_gym.backends import LocalBackend
-from dmr_gym.errors import BackendError
+from dmr_gym.backends.checkpoint import read_layout
+from dmr_gym.errors import BackendError, ConfigError
 from dmr_gym.kl import token_kl
 from dmr_gym.types import DistributionRequest, Message, Request, SamplingParams
 
 GREEDY = SamplingParams(max_tokens=10, stop=())
-
-
-@pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Two random checkpoints, "low" and "high"."""
-    root = tmp_path_factory.mktemp("checkpoints")
-    return {name: str(write_checkpoint(root / name, seed)) for seed, name in enumerate(("low", "high"))}
 
 
 def test_digest_follows_the_files(checkpoints: dict[str, str], tmp_path: Path) -> None:
@@ -150,3 +144,21 @@ def test_packed_weights_are_dequantized_at_load(checkpoints: dict[str, str], tmp
         assert "forward" not in module.__dict__, "a wrapper would quantize again at each call"
     low, high = backend.token_distributions([DistributionRequest(PROMPT, " look\n", n) for n in ("low", "high")])
     assert token_kl(high, low).mean() > 0
+
+
+def test_a_layout_is_read_without_the_weights(checkpoints: dict[str, str], tmp_path: Path) -> None:
+    """Shapes of the Linear layers, and how many parameters lie outside them: embeddings of width 64, and norms."""
+    folder = tmp_path / "bare"
+    folder.mkdir()
+    config = json.loads((Path(checkpoints["low"]) / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config))
+    layout = read_layout(folder)
+    assert len(layout.linear) == 2 * 7
+    assert layout.linear["model.layers.1.mlp.down_proj"] == (64, 128)
+    assert layout.linear["model.layers.0.self_attn.k_proj"] == (2 * 32, 64)
+    assert layout.head == "lm_head"
+    norms = 2 * (64 + 64 + 32 + 32) + 64
+    assert layout.other_parameters == config["vocab_size"] * 64 + norms
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "gptq"}}))
+    with pytest.raises(ConfigError, match="is quantized already: start from its full-precision checkpoint"):
+        read_layout(folder)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import gymnasium
 import pytest
 
 import dmr_gym  # noqa: F401  (registers the ids)
-from dmr_gym.command_line import env_config, first_tasks, make_envs, run
+from dmr_gym.command_line import add_env_options, chosen_env, env_config, first_tasks, make_envs, recipe_parser, run
 from dmr_gym.errors import ConfigError
 
 
@@ -51,6 +53,70 @@ def test_mistakes_are_named(env_id, settings, message):
     """Each with what came and the way out."""
     with pytest.raises(ConfigError, match=message):
         env_config(env_id, settings)
+
+
+def parse(*options: str):
+    """The options of a recipe."""
+    parser = recipe_parser("A recipe.\n\nWith more to read.")
+    add_env_options(parser)
+    return parser.parse_args(options)
+
+
+def test_a_recipe_without_options_takes_the_default_id():
+    """Its registered keywords, with the recipe's cache folder."""
+    assert chosen_env(parse()) == ("DMR-ALFWorld-v0", env_config("DMR-ALFWorld-v0"))
+    assert chosen_env(parse("--env", "DMR-Toy-v0"), Path("out")) == ("DMR-Toy-v0", env_config("DMR-Toy-v0", (), "out"))
+
+
+def test_a_config_file_takes_the_place_of_the_id(tmp_path):
+    """The id is that of its world, what it leaves out has its default, and --set goes before it."""
+    path = tmp_path / "mine.toml"
+    path.write_text('task = "toy"\nlambda_ = 0.7\nmax_steps = 9\n[encoder]\nkind = "hash"\n')
+    env_id, config = chosen_env(parse("--config", str(path), "--set", "max_steps=8", "--set", "encoder.dim=16"))
+    assert env_id == "DMR-Toy-v0"
+    assert (config.lambda_, config.max_steps, config.history_length) == (0.7, 8, 64)
+    assert config.encoder == {"kind": "hash", "dim": 16}
+    assert config.cache_dir is None
+    assert chosen_env(parse("--config", str(path), "--env", "DMR-Toy-v0"))[0] == "DMR-Toy-v0"
+
+
+def test_shipped_file_and_registered_id_are_one(root):
+    """--config configs/toy.toml is --env DMR-Toy-v0."""
+    path = root / "configs" / "toy.toml"
+    assert chosen_env(parse("--config", str(path))) == chosen_env(parse("--env", "DMR-Toy-v0"))
+
+
+def test_cache_folder_of_the_command_line_then_of_the_file_then_of_the_recipe(tmp_path):
+    """The nearest one wins."""
+    path = tmp_path / "mine.toml"
+    path.write_text('task = "toy"\ncache_dir = "theirs"\n')
+    assert chosen_env(parse("--config", str(path), "--cache-dir", "mine"), "out")[1].cache_dir == "mine"
+    assert chosen_env(parse("--config", str(path)), "out")[1].cache_dir == "theirs"
+    assert chosen_env(parse("--env", "DMR-Toy-v0"), "out")[1].cache_dir == "out"
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        ('task = "toy"', ["--env", "DMR-ALFWorld-v0"], "is for the world 'toy', but --env DMR-ALFWorld-v0 is another"),
+        ('task = "mars"', [], "is for the world 'mars', of which no id is registered: pass --env too"),
+        ("lamda_ = 1", [], "unknown EnvConfig setting 'lamda_'; did you mean 'lambda_'"),
+        ("task = ", [], "is not a TOML file"),
+        ('task = "toy"', ["--set", "max_steps"], "--set expects KEY=VALUE, got 'max_steps'"),
+    ],
+)
+def test_mistakes_with_a_file_are_named(tmp_path, text, options, message):
+    """Each with what came and the way out."""
+    (tmp_path / "mine.toml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        chosen_env(parse("--config", str(tmp_path / "mine.toml"), *options))
+
+
+def test_options_have_to_be_written_out(capsys):
+    """An abbreviation would change its meaning with the next option that begins like it."""
+    with pytest.raises(SystemExit):
+        parse("--num", "3")
+    assert "unrecognized arguments: --num 3" in capsys.readouterr().err
 
 
 def test_make_envs_takes_the_panel_that_the_recipe_asks_for():

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from backend_contract import PROMPT, PROMPTS, write_checkpoint
+from backend_contract import PROMPT, PROMPTS
 from safetensors.torch import load, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -24,25 +24,6 @@ from dmr_gym.errors import BackendError, ConfigError
 from dmr_gym.types import DistributionRequest, Request, SamplingParams
 
 GREEDY = SamplingParams(max_tokens=8, stop=())
-
-
-@pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Two random checkpoints, "low" and "high"."""
-    root = tmp_path_factory.mktemp("checkpoints")
-    return {name: str(write_checkpoint(root / name, seed)) for seed, name in enumerate(("low", "high"))}
-
-
-@pytest.fixture(scope="module")
-def shared_local(checkpoints: dict[str, str]) -> LocalBackend:
-    """One loaded backend for tests that leave nothing behind that matters."""
-    return LocalBackend(checkpoints)
-
-
-@pytest.fixture(scope="module")
-def cold_local(checkpoints: dict[str, str]) -> LocalBackend:
-    """Reuses nothing and computes two requests at a time."""
-    return LocalBackend(checkpoints, prefix_cache_mib=0, max_batch_size=2)
 
 
 def _reference_greedy(folder: str, prompt: str, steps: int) -> list[int]:
@@ -241,7 +222,7 @@ def test_settings_are_checked(checkpoints: dict[str, str]) -> None:
     for options, message in (
         ({"dtype": "float8"}, "dtype must be one of"),
         ({"max_batch_size": 0}, "max_batch_size >= 1"),
-        ({"device": "abacus"}, 'use "cpu"'),
+        ({"device": "abacus"}, "device 'abacus' cannot be used"),
     ):
         with pytest.raises(ConfigError, match=message):
             LocalBackend(checkpoints, **options)

@@ -9,14 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from backend_contract import write_tokenizer
 from safetensors.torch import load_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 from agents import quantize
 from dmr_gym.backends import LocalBackend
-from dmr_gym.backends._checkpoint import load_checkpoint
+from dmr_gym.backends.checkpoint import load_checkpoint
 from dmr_gym.errors import BackendError, ConfigError
+from dmr_gym.tasks.alfworld.demonstrations import panel_transcripts
 from dmr_gym.types import Request, SamplingParams
 
 VOCABULARY = 384
@@ -29,17 +30,7 @@ third_party_warns = pytest.mark.filterwarnings("default")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of random weights, 0.4 M parameters, in bfloat16."""
     folder = tmp_path_factory.mktemp("models") / "base"
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=["<|end|>"], initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(quantize.transcripts("train", 20), trainer)
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|end|>").save_pretrained(
-        folder
-    )
+    write_tokenizer(folder, panel_transcripts("train", 20), VOCABULARY, "<|end|>", chat_template=None)
     torch.manual_seed(0)
     config = Qwen3Config(
         vocab_size=VOCABULARY,
@@ -97,7 +88,7 @@ def test_width_that_the_group_does_not_divide_is_refused_before_any_text_is_read
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The message names the width, a layer, and the groups that would fit; no text is generated and nothing written."""
-    monkeypatch.setattr(quantize, "transcripts", lambda *args: pytest.fail("texts were read"))
+    monkeypatch.setattr(quantize, "panel_transcripts", lambda *args: pytest.fail("texts were read"))
     message = (
         r"does not divide 128 of model.layers.0.self_attn.q_proj \(14 such layers\): give --group-size 128 or 64 or 32 "
     )
@@ -110,7 +101,7 @@ def test_full_disk_is_refused_before_any_text_is_read(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With less free space than the copy takes there is an error that says how much it takes."""
-    monkeypatch.setattr(quantize, "transcripts", lambda *args: pytest.fail("texts were read"))
+    monkeypatch.setattr(quantize, "panel_transcripts", lambda *args: pytest.fail("texts were read"))
     monkeypatch.setattr(quantize.shutil, "disk_usage", lambda path: types.SimpleNamespace(free=1000))
     with pytest.raises(ConfigError, match="MB of free disk, found 0 MB"):
         run(base, tmp_path / "out")
@@ -146,17 +137,6 @@ def test_interrupted_run_leaves_nothing(base: Path, tmp_path: Path, monkeypatch:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_transcripts_are_whole_episodes_of_one_panel() -> None:
-    """Texts repeat exactly, panels share none, and each has the form of the agent's prompts up to the solution."""
-    texts = quantize.transcripts(quantize.CALIBRATION_PANEL, 8)
-    assert texts == quantize.transcripts(quantize.CALIBRATION_PANEL, 8)
-    assert not set(texts) & set(quantize.transcripts(quantize.HELD_OUT_PANEL, 8))
-    for text in texts:
-        assert text.startswith("You are in the middle of a room.")
-        assert "\n> " in text
-        assert not text.endswith(">")
-
-
 def test_documents_are_read_from_text_and_jsonl(tmp_path: Path) -> None:
     """Blank lines part the documents of a text file; a .jsonl file has one in each line; anything else is an error."""
     (tmp_path / "a.txt").write_text("one\nline two\n\n  \nsecond\n")
@@ -176,16 +156,6 @@ def test_c4_protocol_takes_the_first_long_documents(base: Path, monkeypatch: pyt
     monkeypatch.setitem(sys.modules, "datasets", fake)
     texts = quantize.c4_documents(AutoTokenizer.from_pretrained(base), 2, 40)
     assert texts == [rows[1]["text"], rows[3]["text"]]
-
-
-def test_perplexity_of_a_model_that_knows_nothing_is_its_vocabulary(base: Path, tmp_path: Path) -> None:
-    """With all logits equal, every token has probability 1/V, so both perplexities are V."""
-    model = Qwen3ForCausalLM.from_pretrained(base)
-    torch.nn.init.zeros_(model.get_input_embeddings().weight)
-    model.save_pretrained(tmp_path)
-    AutoTokenizer.from_pretrained(base).save_pretrained(tmp_path)
-    score = quantize.perplexity(tmp_path, ["You see a bed 1.\n> go to bed 1\nYou arrive."], "nothing")
-    assert score == {"all": pytest.approx(VOCABULARY, rel=1e-4), "commands": pytest.approx(VOCABULARY, rel=1e-4)}
 
 
 @pytest.mark.slow

@@ -35,6 +35,13 @@ def test_folders_are_made_and_suffixes_kept(tmp_path):
     assert (tmp_path / "new" / "picture.png").read_bytes() == b"x"
 
 
+def test_numbers_that_json_lacks_become_null(tmp_path):
+    """NaN and infinity, at any depth; everything else is as it was."""
+    write_json(tmp_path / "r.json", {"a": float("nan"), "b": [1.5, (float("inf"), None)], "c": {"d": -float("inf")}})
+    text = (tmp_path / "r.json").read_text()
+    assert json.loads(text, parse_constant=pytest.fail) == {"a": None, "b": [1.5, [None, None]], "c": {"d": None}}
+
+
 def test_file_digest_is_sha256(tmp_path):
     """Comparable with sha256sum."""
     (tmp_path / "f").write_bytes(b"content")

@@ -139,7 +139,7 @@ def _local(
 
 def _check_folders(models: Mapping[str, str | os.PathLike[str]]) -> None:
     """Find every checkpoint that is no hub id; its weights load on the first call of their precision."""
-    from dmr_gym.backends._checkpoint import HUB_ID, resolve_checkpoint
+    from dmr_gym.backends.checkpoint import HUB_ID, resolve_checkpoint
 
     for name, model in models.items():
         if not isinstance(model, str | os.PathLike):

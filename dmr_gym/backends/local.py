@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from dmr_gym.backends._checkpoint import checkpoint_digest, load_checkpoint, resolve_checkpoint
 from dmr_gym.backends._decoding import Decoder, Generation, Stream, check_sampling, seeded_generator
 from dmr_gym.backends._ragged import ATTENTION, check_architecture, register_attention
+from dmr_gym.backends.checkpoint import checkpoint_digest, load_checkpoint, resolve_checkpoint
+from dmr_gym.device import torch_device
 from dmr_gym.errors import BackendError, ConfigError
 from dmr_gym.types import Completion, DistributionRequest, Prompt, Request, TokenDistributions
 
@@ -60,7 +61,7 @@ class LocalBackend:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._models = {str(name): str(model) for name, model in models.items()}
-        self._device = _device(device)
+        self._device = torch_device(device)
         self._dtype = dtype or ("float32" if self._device.type == "cpu" else "bfloat16")
         if not self._models:
             raise ConfigError("models must map at least one precision to a checkpoint folder or hub id, got {}")
@@ -242,12 +243,3 @@ def _distributions(
         logprobs=logprobs.cpu().numpy(),
         indices=indices,
     )
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ConfigError(f'device {name!r} cannot be used here ({error}); use "cpu"') from error
-    return device

@@ -15,17 +15,16 @@ from importlib import resources
 from dmr_gym.errors import ConfigError
 from dmr_gym.prompts import transcript
 
-TASK_TYPES = (
-    "pick_and_place_simple",
-    "look_at_obj_in_light",
-    "pick_clean_then_place_in_recep",
-    "pick_heat_then_place_in_recep",
-    "pick_cool_then_place_in_recep",
-    "pick_two_obj_and_place",
-)
 _OPENING = "Interact with a household to solve a task. Here are two examples.\n"
 _CLOSING = "\nHere is the task.\n"
 _TITLE = re.compile(r"^# (\S+)\n", re.MULTILINE)
+
+
+@cache
+def task_types() -> tuple[str, ...]:
+    """The task types that have worked examples, sorted: the files of the folder ``examples``."""
+    folder = resources.files("dmr_gym.prompts").joinpath("examples")
+    return tuple(sorted(file.name.removesuffix(".txt") for file in folder.iterdir()))
 
 
 @cache
@@ -38,8 +37,8 @@ def examples(task_type: str) -> tuple[tuple[str, str], ...]:
     Raises:
         ConfigError: the task type is unknown.
     """
-    if task_type not in TASK_TYPES:
-        raise ConfigError(f"unknown task type {task_type!r}: worked examples exist for {', '.join(TASK_TYPES)}")
+    if task_type not in task_types():
+        raise ConfigError(f"unknown task type {task_type!r}: worked examples exist for {', '.join(task_types())}")
     text = resources.files("dmr_gym.prompts").joinpath("examples", f"{task_type}.txt").read_text(encoding="utf-8")
     _, *parts = _TITLE.split(text)
     return tuple((house, body.strip() + "\n") for house, body in zip(parts[::2], parts[1::2], strict=True))

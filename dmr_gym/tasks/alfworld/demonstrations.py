@@ -11,6 +11,7 @@ from dmr_gym.prompts.transcript import initial
 from dmr_gym.tasks.alfworld.engine import AlfworldEngine
 from dmr_gym.tasks.alfworld.expert import ExploringExpert
 from dmr_gym.tasks.alfworld.generate import generate_game
+from dmr_gym.tasks.alfworld.task import AlfworldTask
 
 FIRST_SEED = 1_000_000_000
 """Demonstrations use houses from this seed on; the seeds of every task panel lie below."""
@@ -57,6 +58,31 @@ def demonstration(seed: int, noisy_episodes: float = 0.0, noise: float = 0.0, ma
         yield Piece(f"{observation}\n>", "world")
         if engine.won:
             return
+
+
+def panel_transcripts(panel: str, n_games: int, max_steps: int = 50) -> list[str]:
+    """Whole episodes of the exploring expert in a panel's embedded houses, as an agent's last prompt would have them.
+
+    Args:
+        panel: of embedded houses.
+        n_games: the first so many of them.
+        max_steps: an episode is cut there.
+
+    Raises:
+        ConfigError: the panel is unknown, or has not so many houses.
+    """
+    task = AlfworldTask(panel=panel, n_games=n_games)
+    texts = []
+    for task_id in task.task_ids:
+        expert = ExploringExpert(task.reset(task_id).observation)
+        for _ in range(max_steps):
+            command = expert.act()
+            step = task.step(f" {command}")
+            expert.observe(command, step.observation)
+            if step.done:
+                break
+        texts.append(str(task.prompt()).removesuffix("\n>"))
+    return texts
 
 
 def _mistake(command: str, previous: str, wanted: str, admissible: Sequence[str], rng: random.Random) -> str:

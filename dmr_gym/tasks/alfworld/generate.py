@@ -6,7 +6,6 @@ A game is a function of ``(seed, task_type)`` alone, on every machine and Python
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 from collections.abc import Iterable, Iterator, Mapping
@@ -94,12 +93,6 @@ def write_game(game: Mapping[str, Any], folder: str | Path) -> Path:
     path.write_text(json.dumps({key: game[key] for key in keys}), encoding="utf-8")
     path.with_name("traj_data.json").write_text(json.dumps(game["traj_data"]), encoding="utf-8")
     return path
-
-
-def content_hash(game: Mapping[str, Any]) -> str:
-    """SHA-256, in hexadecimal, of what defines a game: its PDDL problem, task sentence and walkthrough."""
-    parts = [game["pddl_problem"], game["task"], list(game["walkthrough"])]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 @cache

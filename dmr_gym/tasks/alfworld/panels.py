@@ -13,8 +13,10 @@ Never train or tune on ``test``. The two parts of valid_seen, about half each, a
 alone, so a game stays on its side whatever else lies in the folder. Official files may also be asked for by the name
 of a split, ``valid_seen`` or ``valid_unseen``. The train panel of embedded houses can be made longer, without end.
 
-``python -m dmr_gym.tasks.alfworld.panels`` generates every embedded game and compares its content with the hashes
-shipped in ``panel_hashes.txt``; with ``--write FILE`` it records them.
+The content of every game of every panel is recorded by hash. ``python -m dmr_gym.tasks.alfworld.panels`` generates
+each embedded game and compares it with the hashes shipped in ``panel_hashes.txt``; with ``--official DIR`` it reads the
+games of ALFWorld's data folder instead and compares them with ``official_panel_hashes.txt``. ``--write FILE`` records
+the hashes. No hash stands in two places: no game is met in two panels, and no embedded house is an official game.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import argparse
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
@@ -44,6 +47,7 @@ _SEEDS = {
 _SPLIT_OF_PANEL = {"train": "train", "calibration": "valid_seen", "validation": "valid_seen", "test": "valid_unseen"}
 _HOUSE_ID = re.compile(r"house-(0|[1-9][0-9]{0,17})")
 _HASH_FILE = "panel_hashes.txt"
+_OFFICIAL_HASH_FILE = "official_panel_hashes.txt"
 _HASH_DIGITS = 16
 
 
@@ -140,10 +144,16 @@ def house_hash(game: Mapping[str, Any]) -> str:
 
 @cache
 def known_hashes() -> Mapping[str, str]:
-    """The shipped table: task id to the first 16 hexadecimal digits of the game's `house_hash`."""
-    text = resources.files("dmr_gym.tasks.alfworld").joinpath("data", _HASH_FILE).read_text(encoding="ascii")
-    hashes = iter(text.split())
-    return {house_id(seed): next(hashes) for panel in PANELS for seed in _SEEDS[panel]}
+    """The shipped table of embedded houses: task id to the first 16 hexadecimal digits of the game's `house_hash`."""
+    recorded = _recorded(_HASH_FILE)
+    pairs = (pair for panel in PANELS for pair in zip(_SEEDS[panel], recorded[panel], strict=True))
+    return {house_id(seed): value for seed, value in pairs}
+
+
+@cache
+def known_official_hashes() -> Mapping[str, tuple[str, ...]]:
+    """The shipped table of official games: panel to the first 16 digits of their `house_hash`, in the order of ids."""
+    return _recorded(_OFFICIAL_HASH_FILE)
 
 
 def compute_hashes(seeds: Sequence[int]) -> dict[str, str]:
@@ -151,20 +161,66 @@ def compute_hashes(seeds: Sequence[int]) -> dict[str, str]:
     return {house_id(seed): house_hash(generate_game(seed))[:_HASH_DIGITS] for seed in seeds}
 
 
+def compute_official_hashes(folder: str | Path) -> dict[str, dict[str, str]]:
+    """Read and hash all games of ALFWorld's data folder: for each panel, id to hash, by sorted ids.
+
+    Raises:
+        ConfigError: the folder holds no official games, or none of a panel.
+        TaskError: a game is broken.
+    """
+    from dmr_gym.tasks.alfworld.games import OfficialGames  # games.py asks this module which panel a game is in
+
+    source = OfficialGames(folder)
+    return {
+        panel: {task_id: house_hash(source.read(task_id).data)[:_HASH_DIGITS] for task_id in source.task_ids(panel)}
+        for panel in PANELS
+    }
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Check, or record with ``--write``, the content hashes of all embedded panels; 0 when they hold."""
-    parser = argparse.ArgumentParser(description="content hashes of the embedded ALFWorld panels")
+    """Check, or record with ``--write``, the content hashes of all panels; 0 when they hold.
+
+    Raises:
+        ConfigError, TaskError: what ``--official`` names cannot be read.
+    """
+    parser = argparse.ArgumentParser(description="content hashes of the ALFWorld panels")
+    parser.add_argument("--official", metavar="DIR", type=Path, help="hash the games of ALFWorld's data folder instead")
     parser.add_argument("--write", metavar="FILE", type=Path, help="record the hashes in FILE instead of checking them")
     arguments = parser.parse_args(argv)
-    hashes = compute_hashes([seed for panel in PANELS for seed in _SEEDS[panel]])
+    if arguments.official:
+        found = compute_official_hashes(arguments.official)
+    else:
+        found = {panel: compute_hashes(seeds) for panel, seeds in _SEEDS.items()}
+    lines = [f"{panel} {value}\n" for panel, hashes in found.items() for value in hashes.values()]
     if arguments.write:
-        arguments.write.write_text("\n".join(hashes.values()) + "\n", encoding="ascii")
-        print(f"{len(hashes)} hashes written to {arguments.write}")
+        arguments.write.write_text("".join(lines), encoding="ascii")
+        print(f"{len(lines)} hashes written to {arguments.write}")
         return 0
-    changed = [task_id for task_id, value in hashes.items() if known_hashes()[task_id] != value]
-    print(f"{len(hashes)} games, {len(changed)} differ from the shipped hashes {', '.join(changed[:10])}".rstrip())
+    recorded = _recorded(_OFFICIAL_HASH_FILE if arguments.official else _HASH_FILE)
+    changed = [name for panel in PANELS for name in _differences(panel, found[panel], recorded[panel])]
+    print(f"{len(lines)} games, {len(changed)} differ from the shipped hashes {', '.join(changed[:10])}".rstrip())
     return 1 if changed else 0
 
 
+def _differences(panel: str, found: Mapping[str, str], recorded: Sequence[str]) -> list[str]:
+    """Name the games of a panel that are not as recorded, and the panel itself where its size is another."""
+    if len(found) == len(recorded):
+        return [task_id for (task_id, value), known in zip(found.items(), recorded, strict=True) if value != known]
+    strangers = [task_id for task_id, value in found.items() if value not in recorded]
+    return [f"{panel} (has {len(found)} games, {len(recorded)} are recorded)", *strangers]
+
+
+def _recorded(name: str) -> dict[str, tuple[str, ...]]:
+    """Read a shipped table, a panel and a hash a line: the hashes of each panel in their order."""
+    text = resources.files("dmr_gym.tasks.alfworld").joinpath("data", name).read_text(encoding="ascii")
+    table: dict[str, list[str]] = {panel: [] for panel in PANELS}
+    for line in text.splitlines():
+        panel, value = line.split()
+        table[panel].append(value)
+    return {panel: tuple(values) for panel, values in table.items()}
+
+
 if __name__ == "__main__":
-    raise SystemExit(main())
+    from dmr_gym.command_line import run  # only as a command: it loads the environments
+
+    run(lambda: sys.exit(main()))

@@ -13,6 +13,7 @@ import json
 import re
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any
 
 import torch
 
-from dmr_gym.errors import BackendError, MissingDependency
+from dmr_gym.errors import BackendError, ConfigError, MissingDependency
 
 CONTENT = ("*.json", "*.jinja", "*.model", "*.safetensors", "*.txt")
 REPORT = "quantization.json"
@@ -112,6 +113,42 @@ def load_checkpoint(folder: Path, device: torch.device, dtype: torch.dtype, atte
     if dtype == torch.float32:
         _fuse_norms(model)
     return model, tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What a checkpoint's model is made of.
+
+    Attributes:
+        linear: (outputs, inputs) of each Linear layer but the output head, by name.
+        head: name of the output head.
+        other_parameters: number of all parameters outside ``linear``.
+    """
+
+    linear: dict[str, tuple[int, int]]
+    head: str
+    other_parameters: int
+
+
+def read_layout(folder: Path) -> Layout:
+    """Lay a model out from its ``config.json`` alone, without its weights.
+
+    Raises:
+        ConfigError: the checkpoint is quantized.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if _quantization_method(folder) is not None:
+        raise ConfigError(f"{folder} is quantized already: start from its full-precision checkpoint")
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    head = model.get_output_embeddings()
+    head_name = next((name for name, module in model.named_modules() if module is head), "lm_head")
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not head}
+    shapes = {name: (m.out_features, m.in_features) for name, m in layers.items()}
+    total = sum(parameter.numel() for parameter in model.parameters())
+    return Layout(shapes, head_name, total - sum(rows * columns for rows, columns in shapes.values()))
 
 
 def _download(model: str) -> Path:
