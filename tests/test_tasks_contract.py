@@ -39,10 +39,32 @@ class TestAlfworldTask(TaskContract):
         return list(task.engine.walkthrough)
 
 
+class TestWebshopTask(TaskContract):
+    """The contract on the embedded shop."""
+
+    step_types = frozenset({"search", "click"})
+    prompt_only_grows = False
+
+    @pytest.fixture(params=["short", "chat"])
+    def make(self, request: pytest.FixtureRequest) -> Callable[[], Task]:
+        """Three goals, in either prompt style."""
+        return lambda: make_task("webshop", panel="test", prompt_style=request.param, n_goals=3)
+
+    def solution(self, task: Task, task_id: str) -> Sequence[str]:
+        """Search for the target's title, turn to its page of the results, choose its options, buy it."""
+        goal = task.engine.goal
+        page = task.engine.search(goal.title).index(goal.asin) // 10
+        clicks = ["next >"] * page + [goal.asin.lower(), *goal.options, "buy now"]
+        actions = [f"search[{goal.title}]", *(f"click[{name}]" for name in clicks)]
+        if isinstance(task.prompt(), str):
+            return actions
+        return [f"<think>as planned</think><action>{action}</action>" for action in actions]
+
+
 @pytest.mark.parametrize(
     ("kind", "kwargs", "message"),
     [
-        ("alfwrld", {}, r"unknown task 'alfwrld'; did you mean 'alfworld'\? known: alfworld, toy"),
+        ("alfwrld", {}, r"unknown task 'alfwrld'; did you mean 'alfworld'\? known: alfworld, toy, webshop"),
         (
             "toy",
             {"pannel": "x"},
@@ -60,7 +82,7 @@ def test_factory_names_what_is_wrong(kind: str, kwargs: dict[str, object], messa
 
 def test_every_world_has_a_contract_test() -> None:
     """A new world cannot be registered without being tested."""
-    assert set(TASKS) == {"alfworld", "toy"}
+    assert set(TASKS) == {"alfworld", "toy", "webshop"}
 
 
 def test_toy_panels_share_no_corridor() -> None:

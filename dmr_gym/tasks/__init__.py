@@ -14,6 +14,7 @@ from dmr_gym.types import Task
 TASKS = {
     "alfworld": "dmr_gym.tasks.alfworld.task:AlfworldTask",
     "toy": "dmr_gym.tasks.toy:ToyTask",
+    "webshop": "dmr_gym.tasks.webshop.task:WebshopTask",
 }
 
 __all__ = ["TASKS", "make_task"]

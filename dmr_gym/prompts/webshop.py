@@ -1,0 +1,229 @@
+"""Prompts of WebShop and the reader of their answers: pure functions of plain values.
+
+Two renderings show the same: the task, the number of the step, the last observations with the actions that followed,
+the present page, and what can be done on it. `short_prompt` is plain text of few tokens, for models trained on it::
+
+    Task: i need a gluten free snack bar with cocoa flavor, and price lower than 30.00 dollars
+    Step 4
+    was results 1 "gluten free snack bar": click[b0k3m9x2qa]
+    was item b0k3m9x2qa: click[features]
+    features of b0k3m9x2qa
+    gluten free and ready to eat
+    made with real cocoa
+    [back to search] [< prev]
+    >
+
+Whatever can be clicked stands in brackets without a space inside, so that its first token is that of the answer
+``click[...]``; byte-pair pieces differ after a space. The page is in lower case, as actions are and tasks nearly always, so
+that a word of the task and the same word of a title are the same tokens. The prompt ends with ">" and no space; the answer is one line.
+
+`chat_prompt` is one user message for models from a hub, built as the instructions of verl-agent (Feng et al., 2025)
+are, in other words; the answer stands in ``<action></action>`` after reasoning in ``<think></think>``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from dmr_gym.types import Message
+
+PROMPT_STYLES = ("short", "chat")
+MAX_TITLE_CHARS = 120
+MAX_KEYWORDS_CHARS = 120
+MAX_VALUES = 40
+MAX_TEXT_CHARS = 400
+MAX_INVALID_CHARS = 60
+MAX_CHAT_CHARS = 13_000
+NO_ACTION = "(no action)"
+
+_CHAT_TASK = "You are shopping on the website WebShop for a customer.\nThe customer's task for you: {goal}"
+_CHAT_TAKEN = "You have taken {taken} step(s) so far."
+_CHAT_HISTORY = " The last {shown} observation(s), each with the action you chose:\n{pairs}"
+_CHAT_NOW = "This is step {number}. The page you see now:\n{observation}"
+_CHAT_ACTIONS = "Actions that are admissible now:\n{actions}"
+_CHAT_ANSWER = (
+    "Choose one admissible action. First reason step by step about the page and about which action brings you closer "
+    "to buying what the customer asked for, inside <think></think>. Then write that one action inside "
+    "<action></action>, as it is listed; in a search, your own words stand in place of <your query>."
+)
+
+
+class PageView(NamedTuple):
+    """What the short prompt shows of a page.
+
+    Attributes:
+        summary: the page in a few words, from `page_summary`.
+        body: the lines under it, from `results_body`, `item_body` or `text_body`.
+        buttons: fixed buttons in page order, as they are clicked: lower case.
+        has_search_bar: whether the page has the search bar.
+    """
+
+    summary: str
+    body: tuple[str, ...] = ()
+    buttons: tuple[str, ...] = ()
+    has_search_bar: bool = False
+
+    @property
+    def text(self) -> str:
+        """Summary and body, a line each."""
+        return "\n".join((self.summary, *self.body))
+
+
+def page_summary(kind: str, asin: str = "", keywords: str = "", number: int = 1) -> str:
+    """The page in a few words: ``results 2 "green tea"``, ``item b0k3m9x2qa``, ``features of b0k3m9x2qa``.
+
+    Args:
+        kind: "start", "results", "item", "description", "features", "reviews", "attributes" or "done".
+        asin: the product of an item page, its sub-pages and the last page.
+        keywords: what was searched for, on results pages.
+        number: of a results page, from 1.
+    """
+    if kind == "results":
+        return f'results {number} "{cut(keywords, MAX_KEYWORDS_CHARS)}"'
+    if kind == "item":
+        return f"item {asin.lower()}"
+    if kind == "done":
+        return f"bought {asin.lower()}"
+    return f"{kind} of {asin.lower()}" if asin else kind
+
+
+def results_body(products: Iterable[tuple[str, str, str]], max_title_chars: int = MAX_TITLE_CHARS) -> tuple[str, ...]:
+    """Lines of a results page, one a product.
+
+    Args:
+        products: (asin, price label, title) in page order.
+        max_title_chars: a longer title is cut at the end of a word.
+    """
+    return tuple(f"[{asin.lower()}] {price} {cut(title, max_title_chars)}".rstrip() for asin, price, title in products)
+
+
+def item_body(
+    price: str,
+    title: str,
+    options: Iterable[tuple[str, Sequence[str]]],
+    clickables: Iterable[str],
+    max_values: int = MAX_VALUES,
+) -> tuple[str, ...]:
+    """Lines of an item page: price label, title, and a line an option.
+
+    Args:
+        price: the price label.
+        title: the product's title.
+        options: (name, values) in page order.
+        clickables: what can be clicked; other values stand without brackets.
+        max_values: the most values shown of an option.
+    """
+    known = frozenset(clickables)
+    lines = [price, cut(title, MAX_TITLE_CHARS)]
+    for name, values in options:
+        shown = (f"[{value}]" if value in known else _one_line(value) for value in values[:max_values])
+        lines.append(f"{_one_line(name)}: {' '.join(shown)}".rstrip())
+    return tuple(line for line in lines if line)
+
+
+def text_body(pieces: Iterable[str], max_chars: int = MAX_TEXT_CHARS) -> tuple[str, ...]:
+    """Lines of a sub-page: its pieces of text, cut to ``max_chars`` characters in all."""
+    lines: list[str] = []
+    for piece in pieces:
+        line = cut(piece, max_chars)
+        if line:
+            lines.append(line)
+        max_chars -= len(line)
+        if max_chars <= 0 or line != _one_line(piece):
+            break
+    return tuple(lines)
+
+
+def short_prompt(goal: str, number: int, history: Iterable[tuple[str, str]], view: PageView) -> str:
+    """The plain prompt of a step.
+
+    Args:
+        goal: the instruction with its price cap.
+        number: of the step to take, from 1.
+        history: (page summary, action) of the last steps, oldest first; see `shown_action`.
+        view: the present page.
+
+    Returns:
+        Text that ends with ">"; the answer follows it with one space in front.
+    """
+    lines = [f"Task: {_one_line(goal)}", f"Step {number}"]
+    lines += [f"was {summary}: {action}" for summary, action in history]
+    lines.append(view.text.lower())
+    buttons = [f"[{button}]" for button in view.buttons]
+    if view.has_search_bar:
+        buttons.insert(0, "search[...]")
+    if buttons:
+        lines.append(" ".join(buttons))
+    return "\n".join((*lines, ">"))
+
+
+def chat_prompt(
+    goal: str,
+    taken: int,
+    history: Sequence[tuple[str, str]],
+    observation: str,
+    actions: Sequence[str],
+    max_chars: int = MAX_CHAT_CHARS,
+) -> tuple[Message, ...]:
+    """The prompt of a step as one user message.
+
+    Args:
+        goal: the instruction with its price cap.
+        taken: steps so far.
+        history: (observation, action) of the last steps, oldest first; see `shown_action`.
+        observation: the present page, from `quoted_pieces`.
+        actions: what is admissible, from `admissible_actions`.
+        max_chars: the oldest observations are left out while the message is longer.
+    """
+    for first in range(len(history) + 1):
+        parts = [
+            _CHAT_TASK.format(goal=goal),
+            _chat_history(taken, history[first:]),
+            _CHAT_NOW.format(number=taken + 1, observation=observation),
+            _CHAT_ACTIONS.format(actions="\n".join(actions)),
+            _CHAT_ANSWER,
+        ]
+        content = "\n\n".join(part for part in parts if part)
+        if len(content) <= max_chars:
+            break
+    return (Message("user", content),)
+
+
+def quoted_pieces(pieces: Iterable[str]) -> str:
+    """Pieces of an observation as the chat prompt shows them: ``'Back to Search' [SEP] 'Next >'``."""
+    return " [SEP] ".join(f"'{piece}'" for piece in pieces)
+
+
+def admissible_actions(has_search_bar: bool, clickables: Iterable[str]) -> list[str]:
+    """What the chat prompt lists: the search with its placeholder, then each click; the search button is no click."""
+    actions = ["search[<your query>]"] if has_search_bar else []
+    return actions + [f"click[{name}]" for name in clickables if name != "search"]
+
+
+def shown_action(action: str, is_valid: bool) -> str:
+    """An action as history shows it: invalid ones are cut to `MAX_INVALID_CHARS`, an empty one is named."""
+    return (action if is_valid else action[:MAX_INVALID_CHARS].rstrip()) or NO_ACTION
+
+
+def cut(text: str, max_chars: int) -> str:
+    """Text on one line with single spaces, cut to ``max_chars`` at the end of a word where it has one."""
+    line = " ".join(text.split())
+    if len(line) <= max_chars:
+        return line
+    head, space, _ = line[: max_chars + 1].rpartition(" ")
+    return head if space else line[:max_chars]
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _chat_history(taken: int, pairs: Sequence[tuple[str, str]]) -> str:
+    if not taken:
+        return ""
+    lines = (
+        f"Observation {i}: {seen}\nAction {i}: {did}" for i, (seen, did) in enumerate(pairs, taken - len(pairs) + 1)
+    )
+    shown = _CHAT_HISTORY.format(shown=len(pairs), pairs="\n".join(lines)) if pairs else ""
+    return _CHAT_TAKEN.format(taken=taken) + shown

@@ -1,0 +1,1 @@
+"""WebShop's text environment without Java or Flask, at any catalogue size, on official or generated data."""

@@ -1,0 +1,157 @@
+"""Prompts and answers to imitate: the expert in generated shops, with mistakes that it recovers from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+from dmr_gym.tasks.webshop.chance import Chance
+from dmr_gym.tasks.webshop.engine import WebShopEngine
+from dmr_gym.tasks.webshop.expert import ShoppingExpert, read_prompt
+from dmr_gym.tasks.webshop.generate import as_shop, generate_shop
+from dmr_gym.tasks.webshop.goals import Goal
+from dmr_gym.tasks.webshop.shop_style import draw_style
+from dmr_gym.tasks.webshop.task import WebshopTask
+
+FIRST_SEED = 1_000_000_000
+"""Demonstrations use shops from this seed on; the embedded shop's seed lies below."""
+
+SHOP_EPISODES = 10
+"""So many demonstrations in a row play in the same shop, because making one takes longer than shopping in it."""
+
+REPEAT = 0.2
+"""Chance that a mistake is made again at once."""
+
+HARD = 0.6
+"""Share of demonstrations that pick their goal among those that take more than clicking the first result."""
+
+GOAL_TRIES = 10
+"""So many goals are drawn for such a demonstration at most."""
+
+_ASIN = re.compile(r"\[([0-9a-z]{10})\]")
+_VALUE = re.compile(r"\[([^\[\]]+)\]")
+
+_PRODUCTS = (200, 300)
+
+
+class Piece(NamedTuple):
+    """A step: the prompt, the answer with its line end, and who gave it: "expert" or "mistake" (not to be imitated)."""
+
+    prompt: str
+    answer: str
+    author: str
+
+
+def demonstration(seed: int, noisy_episodes: float = 0.0, noise: float = 0.0, max_steps: int = 20) -> Iterator[Piece]:
+    """Yield one episode, step by step, on a goal of a shop that is made for it and its neighbours.
+
+    Args:
+        seed: number of the demonstration, from 0.
+        noisy_episodes: share of episodes in which mistakes occur at all.
+        noise: chance of a mistake at each step of such an episode.
+        max_steps: the episode is cut there.
+    """
+    chance = Chance(f"dmr-gym webshop demonstration {seed}")
+    task = _task(seed // SHOP_EPISODES)
+    expert = _begin(chance, task)
+    noise = noise if chance.happens(noisy_episodes) else 0.0
+    previous, author = "", "expert"
+    for _ in range(max_steps):
+        prompt = str(task.prompt())
+        action = expert.act(prompt)
+        if author == "mistake" and chance.happens(REPEAT):
+            action = previous
+        elif chance.happens(noise):
+            mistake = _mistake(chance, action, prompt, expert.values)
+            author, action = ("mistake", mistake) if mistake != action else ("expert", action)
+        else:
+            author = "expert"
+        previous, answer = action, f" {action}\n"
+        yield Piece(prompt, answer, author)
+        if task.step(answer).done:
+            return
+
+
+@lru_cache(maxsize=1)
+def _task(number: int) -> WebshopTask:
+    """A shop in a style of its own; every other one asks as customers do, the others as WebShop's script."""
+    seed = FIRST_SEED + number
+    size = Chance(f"dmr-gym webshop demonstration shop {seed}").integer(*_PRODUCTS)
+    shop = as_shop(generate_shop(seed, size, draw_style(seed)), f"shop {seed}")
+    return WebshopTask(shop, panel="all", goals=("human", "synthetic")[number % 2])
+
+
+def _begin(chance: Chance, task: WebshopTask) -> ShoppingExpert:
+    """Reset the task to a goal; in `HARD` of the demonstrations to one where the first product found will not do."""
+    tries = GOAL_TRIES if chance.happens(HARD) else 1
+    for _ in range(tries):
+        task.reset(chance.pick(task.task_ids))
+        goal = task.engine.goal
+        expert = expert_for(goal)
+        if tries == 1 or not _is_first_right(task.engine, expert):
+            break
+    return expert
+
+
+def _is_first_right(engine: WebShopEngine, expert: ShoppingExpert) -> bool:
+    """Whether the first product found may cost no more than the cap and offers the wanted values."""
+    found = engine.search(expert.core(engine.goal.instruction_text))
+    if not found:
+        return False
+    catalogue = engine.shop.catalogue
+    product = catalogue[catalogue.index_of(found[0])]
+    offered = {value for values in product.options.values() for value in values}
+    return offered.issuperset(expert.values) and min(product.prices) <= engine.goal.price_upper
+
+
+def expert_for(goal: Goal) -> ShoppingExpert:
+    """The expert that knows what a goal's words mean, and not which product is its target."""
+    values = goal.options.values() if isinstance(goal.options, dict) else goal.options
+    return ShoppingExpert(goal.attributes, tuple(values), goal.query)
+
+
+def _mistake(chance: Chance, action: str, prompt: str, wanted: Sequence[str]) -> str:
+    """A wrong action as a weak agent would make it, which the expert can recover from; the right one if none fits."""
+    view = read_prompt(prompt)
+    if view.summary == "start":
+        words = action[7:-1].split()
+        del words[chance.integer(0, len(words) - 1)]
+        return f"search[{' '.join(words)}]" if words else action
+    if view.summary.startswith("results"):
+        return _mistake_on_results(chance, action, view.body)
+    if view.summary.startswith("item"):
+        return _mistake_on_item(chance, action, view.body[2:], wanted)
+    return chance.pick(("click[back to search]", "click[buy now]", f"click[{view.summary.rpartition(' ')[2]}]"))
+
+
+def _mistake_on_results(chance: Chance, action: str, body: Sequence[str]) -> str:
+    """A product that stands before the right one, an asin with a wrong character, or a new search."""
+    listed = [match[1] for match in map(_ASIN.match, body) if match]
+    asin = action[6:-1]
+    before = listed[: listed.index(asin)] if asin in listed else listed
+    kind = chance.weighted((5, 2, 1))
+    if kind == 0 and before:
+        return f"click[{chance.pick(before)}]"
+    if kind == 1 and listed:
+        asin = chance.pick(listed)
+        place = chance.integer(2, len(asin) - 1)
+        return f"click[{asin[:place]}{chance.pick('0123456789abcdefghijklmnopqrstuvwxyz')}{asin[place + 1 :]}]"
+    return "click[back to search]"
+
+
+def _mistake_on_item(chance: Chance, action: str, body: Sequence[str], wanted: Sequence[str]) -> str:
+    """Another value of the same option, a value nobody offers, a page that tells nothing new, or the way back."""
+    value = action[6:-1]
+    options = [_VALUE.findall(line) for line in body]
+    rivals = [other for values in options if value in values for other in values if other not in wanted]
+    kind = chance.weighted((5, 3, 1, 1))
+    if kind == 0 and rivals:
+        return f"click[{chance.pick(rivals)}]"
+    if kind == 2 and wanted:
+        words = chance.pick(wanted).split()
+        return f"click[{' '.join(words[:-1] or ['any', *words])}]"
+    if kind == 3:
+        return "click[search]"
+    return f"click[{chance.pick(('description', 'features', 'reviews'))}]"

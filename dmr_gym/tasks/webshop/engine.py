@@ -1,0 +1,331 @@
+"""A native engine for WebShop's text environment: the same observations, actions and rewards, without Java.
+
+The state is one small immutable record, so `WebShopEngine.snapshot` costs next to nothing. The engine is exact,
+quirks included; `dmr_gym.tasks.webshop.fixes` lists those that it mends on request.
+"""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Collection, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dmr_gym.errors import ConfigError, TaskError
+from dmr_gym.tasks.webshop import fixes as known_fixes
+from dmr_gym.tasks.webshop import pages
+from dmr_gym.tasks.webshop.draws import Draws, RngState
+from dmr_gym.tasks.webshop.goals import MODES, Goal
+from dmr_gym.tasks.webshop.markup import page_html
+from dmr_gym.tasks.webshop.play import Page, Play, make_url, parse_action, with_history
+from dmr_gym.tasks.webshop.reward import Score, score_purchase
+from dmr_gym.tasks.webshop.rules import Clickables, Rules
+from dmr_gym.tasks.webshop.shop import Shop, open_shop
+from dmr_gym.tasks.webshop.storefront import storefront_of
+
+OBSERVATION_MODES = ("text", "text_rich", "html", "url")
+KEPT_GOALS = 64
+
+
+class EngineState(NamedTuple):
+    """What `WebShopEngine.snapshot` returns: whose state it is in words, the play, and the random generator's state."""
+
+    world: str
+    play: Play
+    rng_state: RngState
+
+
+class WebShopEngine:
+    """One shopper in a shop. `reset` starts a session; `step` takes "search[words]" or "click[what the page offers]".
+
+    Args:
+        data_dir: folder of official files, or a `Shop`, which engines can share.
+        seed: what ``random.seed`` was for the original before it loaded: real prices and price caps depend on it.
+        goals: "synthetic" or "human" instructions.
+        observation_mode: "text", "text_rich", "html" (the same texts and buttons, not the original's markup) or "url".
+        show_attributes: whether item pages have the button "Attributes".
+        num_products: only the first so many rows of the file; None for all.
+        index_dir: where the on-disk index is kept; None for beside the data.
+        num_prev_obs: so many earlier observations are put before each one that `step` returns.
+        num_prev_actions: likewise earlier actions.
+        fixes: names from `dmr_gym.tasks.webshop.fixes.FIXES`; none of them is on by default.
+
+    Raises:
+        ConfigError: an argument is unknown or out of range.
+        TaskError: the data is missing or broken.
+    """
+
+    def __init__(
+        self,
+        data_dir: str | Path | Shop,
+        seed: int = 0,
+        goals: str = "synthetic",
+        *,
+        observation_mode: str = "text",
+        show_attributes: bool = False,
+        num_products: int | None = None,
+        index_dir: str | Path | None = None,
+        num_prev_obs: int = 0,
+        num_prev_actions: int = 0,
+        fixes: Collection[str] = (),
+    ) -> None:
+        _check(seed, goals, observation_mode, num_prev_obs, num_prev_actions)
+        self._fixes = known_fixes.check_fixes(fixes)
+        self._shop = data_dir if isinstance(data_dir, Shop) else open_shop(data_dir, num_products, index_dir)
+        self._mode = observation_mode
+        self._show_attributes = bool(show_attributes)
+        self._num_prev_obs, self._num_prev_actions = num_prev_obs, num_prev_actions
+        self._front = storefront_of(self._shop)
+        self._goals, rng_state = self._front.goals(seed, goals)
+        self._goal_of = lru_cache(KEPT_GOALS)(self._goals.__getitem__)
+        self._draws = Draws(rng_state)
+        self._rules = Rules(
+            self._shop.catalogue, self._front.search, self._score, self._draws, known_fixes.PAGE_KIND in self._fixes
+        )
+        asins = self._shop.catalogue.asins
+        self._world = f"seed {seed}, {goals} goals, {len(asins):,} products, the first {asins[0]}"
+        self._sessions: dict[str, int] = {}
+        self._play = Play("", 0)
+        self._view: pages.View | None = None
+        self._clicks: Clickables | None = None
+        # The original's constructor begins a session too, and what it draws moves the generator.
+        self.reset()
+
+    # ------------------------------------------------------------------ public face
+
+    def reset(self, session: int | str | None = None) -> str:
+        """Start a session and return its first observation.
+
+        Args:
+            session: a number is the goal of that number, counted from the end if negative. A name, or None for a
+                random name, draws a goal by weight. A session seen before keeps its goal.
+
+        Raises:
+            TaskError: there is no goal of that number, or the session is neither a number, a name nor None.
+        """
+        session = _check_session(session)
+        name = self._draws.name() if session is None else str(session)
+        number = self._sessions.get(name)
+        if number is None:
+            number = self._choose_goal(session)
+            self._remember(name, number)
+        self._set_play(Play(name, number))
+        observation = self.observation
+        if self._num_prev_obs:
+            self._play = self._play._replace(previous_observations=(observation,))
+        return observation
+
+    def step(self, action: str) -> str:
+        """Carry out an action and return what the shopper then sees; `reward` and `done` tell the rest.
+
+        An action that cannot be carried out changes nothing; `inadmissible_reason` says why. So do the three searches
+        that crash the original: ``search[<a> ...]``, ``search[<c>]``, and ``search[<r>]`` with less than 50 products.
+        A search is carried out on every page, also after the purchase.
+        """
+        parsed = self._read(action)
+        if parsed is None or self._rules.obstacle(self._play, self._clickables(), *parsed) is not None:
+            # The page stays, and so does the view of it.
+            self._play = self._play._replace(reward=0.0, done=False)
+        else:
+            self._set_play(self._rules.carry_out(self._play, self._clickables(), *parsed))
+        if not self._num_prev_obs and not self._num_prev_actions:
+            return self.observation
+        text, self._play = with_history(
+            self._play, action, self.observation, self._num_prev_obs, self._num_prev_actions
+        )
+        return text
+
+    @property
+    def observation(self) -> str:
+        """The current page in the observation mode, without earlier observations and actions."""
+        if self._mode == "text":
+            return pages.page_text(self._current_view())
+        if self._mode == "text_rich":
+            return pages.page_text_rich(self._current_view(), self._clicked_options(), self._play.visited)
+        return self.html if self._mode == "html" else self.url
+
+    @property
+    def available(self) -> dict[str, Any]:
+        """``has_search_bar``, True on the start page alone, and ``clickables``, what can be clicked, in page order."""
+        return {"has_search_bar": self._play.kind == pages.START, "clickables": list(self._clickables())}
+
+    def inadmissible_reason(self, action: str) -> str | None:
+        """Why an action would change nothing; None when it does something."""
+        parsed = self._read(action)
+        if parsed is None:
+            return 'an action is "search[words]" or "click[something on the page]"'
+        return self._rules.obstacle(self._play, self._clickables(), *parsed)
+
+    def search(self, query: str) -> list[str]:
+        """Asins of the products that a search finds, at most 50, best first. It changes nothing."""
+        asins = self._shop.catalogue.asins
+        return [str(asins[number]) for number in self._front.search(query)]
+
+    @property
+    def shop(self) -> Shop:
+        """The shop; give it to other engines to share it."""
+        return self._shop
+
+    @property
+    def goals(self) -> Sequence[Goal]:
+        """All goals in the order of their numbers."""
+        return self._goals
+
+    @property
+    def goal(self) -> Goal:
+        """The current goal."""
+        goal: Goal = self._goal_of(self._play.goal_number)
+        return goal
+
+    @property
+    def instruction(self) -> str:
+        """The current goal's instruction."""
+        return self.goal.instruction_text
+
+    @property
+    def reward(self) -> float:
+        """Reward of the last action, in [0, 1]; 0.0 for all but the purchase."""
+        return self._play.reward
+
+    @property
+    def done(self) -> bool:
+        """Whether the last action was the purchase. The original does not stop there, so a further action clears it."""
+        return self._play.done
+
+    @property
+    def score(self) -> Score | None:
+        """What the reward of this session's last purchase is made of; None before it."""
+        return self._play.score
+
+    @property
+    def page(self) -> Page:
+        """Where the shopper is."""
+        play = self._play
+        return Page(play.kind, play.query, play.number, play.total, self._asin() or None, dict(play.options))
+
+    @property
+    def url(self) -> str:
+        """The page's address."""
+        return make_url(self._play, self._asin())
+
+    @property
+    def html(self) -> str:
+        """The page as HTML."""
+        return page_html(self._current_view())
+
+    @property
+    def state(self) -> dict[str, str]:
+        """The original's ``state``: url, html and instruction_text."""
+        return {"url": self.url, "html": self.html, "instruction_text": f"Instruction: {self.instruction}"}
+
+    def snapshot(self) -> EngineState:
+        """The state of play and of the random generator, immutable; give it to `restore`."""
+        return EngineState(self._world, self._play, self._draws.state)
+
+    def restore(self, state: EngineState) -> None:
+        """Go back to a state of this engine, or of another one of the same shop, seed and kind of goals.
+
+        Raises:
+            TaskError: the state is of another world.
+        """
+        if state.world != self._world:
+            raise TaskError(f"this engine plays with {self._world}; the state is of one with {state.world}")
+        self._draws.state = state.rng_state
+        self._remember(state.play.session, state.play.goal_number)
+        self._set_play(state.play)
+
+    # ------------------------------------------------------------------ sessions
+
+    def _choose_goal(self, session: int | str | None) -> int:
+        if not isinstance(session, int):
+            return self._draws.goal(self._goals)
+        if not -len(self._goals) <= session < len(self._goals):
+            raise TaskError(f"there are {len(self._goals)} goals, numbered from 0; got session {session}")
+        return session
+
+    def _remember(self, name: str, goal_number: int) -> None:
+        if known_fixes.GOAL_HISTORY not in self._fixes:
+            self._sessions[name] = goal_number
+
+    def _read(self, action: str) -> tuple[str, str] | None:
+        """Name and lower-cased argument of an action."""
+        if not isinstance(action, str):
+            raise TaskError(f"an action must be a text; got {action!r:.60}")
+        parsed = parse_action(action, known_fixes.OPTION_BRACKETS in self._fixes)
+        return None if parsed is None else (parsed[0], parsed[1].lower())
+
+    def _score(self, play: Play) -> Score:
+        assert play.product is not None
+        product, goal, nouns_of = self._front.pieces(play.product).product, self.goal, self._front.nouns
+        return score_purchase(
+            product,
+            goal,
+            float(self._goals.real_prices[play.product]),
+            dict(play.options),
+            nouns_of(product.asin),
+            nouns_of(goal.asin),
+            fix_option_colors=known_fixes.OPTION_COLORS in self._fixes,
+        )
+
+    # ------------------------------------------------------------------ the page
+
+    def _set_play(self, play: Play) -> None:
+        self._play = play
+        self._view = self._clicks = None
+
+    def _current_view(self) -> pages.View:
+        if self._view is None:
+            play, pieces = self._play, self._front.pieces
+            is_reward_shown = known_fixes.REWARD_ON_LAST_PAGE not in self._fixes
+            self._view = pages.View(
+                play.kind,
+                self.instruction,
+                play.number,
+                play.total,
+                tuple(map(pieces, play.results)) if play.kind == pages.RESULTS else (),
+                None if play.product is None else pieces(play.product),
+                play.options,
+                play.score.value if play.score is not None and is_reward_shown else None,
+                self._show_attributes,
+            )
+        return self._view
+
+    def _clickables(self) -> Clickables:
+        if self._clicks is None:
+            self._clicks = pages.page_clickables(self._current_view())
+        return self._clicks
+
+    def _asin(self) -> str:
+        product = self._play.product
+        return "" if product is None else self._front.pieces(product).product.asin
+
+    def _clicked_options(self) -> Collection[tuple[str, str]]:
+        """Option values that "text_rich" marks as clicked, each with its name."""
+        if self._play.kind != pages.ITEM or known_fixes.CLICKED_OPTIONS in self._fixes:
+            return self._play.options
+        product, url = self._current_view().product, self.url
+        assert product is not None
+        options = product.product.options.items()
+        return {(name, value) for name, values in options for value in values if f'"{value}"' in url}
+
+
+def _check(
+    seed: object, goals: object, observation_mode: object, num_prev_obs: object, num_prev_actions: object
+) -> None:
+    """Settings come from configuration files, so their types are checked too."""
+    for name, value, known in (("goals", goals, MODES), ("observation_mode", observation_mode, OBSERVATION_MODES)):
+        if value not in known:
+            raise ConfigError(f"{name} must be one of {', '.join(known)}; got {value!r:.60}")
+    for name, number in (("seed", seed), ("num_prev_obs", num_prev_obs), ("num_prev_actions", num_prev_actions)):
+        if type(number) is not int or (number < 0 and name != "seed"):
+            least = "" if name == "seed" else ", at least 0"
+            raise ConfigError(f"{name} must be a whole number{least}; got {number!r:.60}")
+
+
+def _check_session(session: object) -> int | str | None:
+    if isinstance(session, numbers.Integral):
+        return int(session)
+    if session is None or isinstance(session, str):
+        return session
+    raise TaskError(f"session must be a goal's number, a name, or None; got {session!r:.60}")

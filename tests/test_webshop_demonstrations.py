@@ -1,0 +1,114 @@
+"""Demonstrations: fixed by their number, real prompts, and mistakes that the expert recovers from."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from dmr_gym.tasks.webshop.chance import Chance
+from dmr_gym.tasks.webshop.demonstrations import SHOP_EPISODES, Piece, _mistake, demonstration, expert_for
+from dmr_gym.tasks.webshop.generate import embedded_shop
+from dmr_gym.tasks.webshop.panels import embedded_goals
+from dmr_gym.tasks.webshop.task import WebshopTask
+
+ANSWER = re.compile(r" (click|search)\[[^\n]+\]\n")
+
+
+@pytest.fixture(scope="module")
+def clean() -> list[list[Piece]]:
+    """Demonstrations of two shops, one with human and one with synthetic goals, without mistakes."""
+    return [list(demonstration(seed)) for seed in range(2 * SHOP_EPISODES)]
+
+
+@pytest.fixture(scope="module")
+def noisy() -> list[list[Piece]]:
+    """The same with mistakes in every episode."""
+    return [list(demonstration(seed, 1.0, 0.3)) for seed in range(2 * SHOP_EPISODES)]
+
+
+def test_demonstration_is_a_function_of_its_number(noisy: list[list[Piece]]) -> None:
+    """It does not depend on what was played before."""
+    assert list(demonstration(13, 1.0, 0.3)) == noisy[13]
+    assert list(demonstration(3, 1.0, 0.3)) == noisy[3]
+
+
+def test_prompts_and_answers_have_the_short_form(clean: list[list[Piece]]) -> None:
+    """A prompt begins with the task and ends with ">"; an answer is one line with a space in front."""
+    for episode in clean:
+        assert [f"Step {number}" for number in range(1, len(episode) + 1)] == [
+            piece.prompt.split("\n")[1] for piece in episode
+        ]
+        assert all(piece.prompt.startswith("Task: ") and piece.prompt.endswith("\n>") for piece in episode)
+        assert all(ANSWER.fullmatch(piece.answer) for piece in episode)
+        assert {piece.author for piece in episode} == {"expert"}
+
+
+def test_most_demonstrations_end_with_a_purchase(clean: list[list[Piece]], noisy: list[list[Piece]]) -> None:
+    """Without mistakes nearly all do; with many mistakes still most."""
+    bought = [sum(e[-1].answer == " click[buy now]\n" for e in episodes) for episodes in (clean, noisy)]
+    assert bought[0] >= 18
+    assert bought[1] >= 13
+
+
+def test_mistakes_are_marked_and_followed_by_the_expert(noisy: list[list[Piece]]) -> None:
+    """Some episodes have both authors, and a mistake never buys."""
+    mistakes = [piece for episode in noisy for piece in episode if piece.author == "mistake"]
+    assert len(mistakes) >= 20
+    assert all(piece.answer != " click[buy now]\n" or "buy now" not in piece.prompt for piece in mistakes)
+    assert sum(any(p.author == "expert" for p in e) for e in noisy) == len(noisy)
+
+
+def test_requests_alternate_between_customers_and_script(clean: list[list[Piece]]) -> None:
+    """Every other shop asks as WebShop's script does."""
+    starts = [episode[0].prompt.startswith("Task: Find me ") for episode in clean]
+    assert starts == [False] * SHOP_EPISODES + [True] * SHOP_EPISODES
+
+
+def test_expert_reaches_nine_of_ten_goals_of_the_embedded_shop() -> None:
+    """Within 15 steps and for the full score, told nothing but the prompt and what the words mean."""
+    task = WebshopTask(embedded_shop(), panel="all", goals="human")
+    won = 0
+    numbers = list(embedded_goals("validation").values())
+    for number in numbers:
+        task.reset(f"webshop-{number}")
+        expert = expert_for(task.engine.goal)
+        for _ in range(15):
+            step = task.step(expert.act(str(task.prompt())))
+            if step.done:
+                won += step.success
+                break
+    assert won >= 0.9 * len(numbers)
+
+
+@pytest.mark.parametrize(
+    ("action", "page", "possible"),
+    [
+        ("search[red tea]", "start\nsearch[...]", {"search[red]", "search[tea]"}),
+        ("search[tea]", "start\nsearch[...]", {"search[tea]"}),
+        ("click[< prev]", "reviews of b0\n[< prev]", {"click[back to search]", "click[buy now]", "click[b0]"}),
+    ],
+)
+def test_mistakes_on_simple_pages(action: str, page: str, possible: set[str]) -> None:
+    """A word of the search is dropped; a page without the button is asked to buy."""
+    prompt = f"Task: tea\nStep 1\n{page}\n>"
+    seen = {_mistake(Chance(f"{number}"), action, prompt, ()) for number in range(60)}
+    assert seen == possible
+
+
+def test_mistakes_on_results_stand_before_the_right_product() -> None:
+    """The expert, who goes on after the product it has left, finds the right one from there."""
+    prompt = 'Task: tea\nStep 2\nresults 1 "tea"\n[b000000001] $1.0 A\n[b000000002] $1.0 B\n[b000000003] $1.0 C\n[x]\n>'
+    seen = {_mistake(Chance(f"{number}"), "click[b000000002]", prompt, ()) for number in range(200)}
+    assert "click[b000000001]" in seen
+    assert not seen & {"click[b000000003]"}
+    assert "click[back to search]" in seen
+    assert any(action[6:-1] not in prompt and len(action) == 17 for action in seen)
+
+
+def test_mistakes_on_items_choose_another_value_of_the_same_option() -> None:
+    """No wanted value is chosen in the wrong place; needless pages are opened; values are cut short."""
+    prompt = "Task: tea\nStep 2\nitem b0\n$1.0\nTea\nsize: [1 lb] [2 lb]\nflavor: [rose] [mint]\n[buy now]\n>"
+    seen = {_mistake(Chance(f"{number}"), "click[1 lb]", prompt, ("1 lb", "rose")) for number in range(200)}
+    pages = {"click[description]", "click[features]", "click[reviews]"}
+    assert seen == {"click[2 lb]", "click[1]", "click[any rose]", "click[search]", *pages}
