@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
+from dmr_gym.errors import ConfigError
 from dmr_gym.tasks.webshop.chance import Chance
 from dmr_gym.tasks.webshop.engine import WebShopEngine
 from dmr_gym.tasks.webshop.expert import ShoppingExpert, read_prompt
@@ -72,6 +73,35 @@ def demonstration(seed: int, noisy_episodes: float = 0.0, noise: float = 0.0, ma
         yield Piece(prompt, answer, author)
         if task.step(answer).done:
             return
+
+
+def panel_transcripts(panel: str, n_steps: int, max_steps: int = 15) -> list[str]:
+    """Steps of the expert on a panel's goals in the embedded shop: each a prompt with its answer.
+
+    Args:
+        panel: of the embedded shop.
+        n_steps: so many steps, of as many goals as that takes.
+        max_steps: an episode is cut there.
+
+    Raises:
+        ConfigError: the panel is unknown, or has not so many steps.
+    """
+    task = WebshopTask(panel=panel)
+    texts: list[str] = []
+    for task_id in task.task_ids:
+        task.reset(task_id)
+        expert = expert_for(task.engine.goal)
+        for _ in range(max_steps):
+            if len(texts) == n_steps:
+                return texts
+            prompt = str(task.prompt())
+            answer = f" {expert.act(prompt)}\n"
+            texts.append(prompt + answer)
+            if task.step(answer).done:
+                break
+    if len(texts) < n_steps:
+        raise ConfigError(f"the panel {panel!r} has {len(texts)} steps, but {n_steps} were asked for")
+    return texts
 
 
 @lru_cache(maxsize=1)

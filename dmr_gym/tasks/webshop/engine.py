@@ -15,25 +15,33 @@ from typing import Any, NamedTuple
 from dmr_gym.errors import ConfigError, TaskError
 from dmr_gym.tasks.webshop import fixes as known_fixes
 from dmr_gym.tasks.webshop import pages
+from dmr_gym.tasks.webshop.display import OBSERVATION_MODES, Display
 from dmr_gym.tasks.webshop.draws import Draws, RngState
 from dmr_gym.tasks.webshop.goals import MODES, Goal
 from dmr_gym.tasks.webshop.markup import page_html
-from dmr_gym.tasks.webshop.play import Page, Play, make_url, parse_action, with_history
+from dmr_gym.tasks.webshop.play import Page, Play, parse_action, with_history
 from dmr_gym.tasks.webshop.reward import Score, score_purchase
 from dmr_gym.tasks.webshop.rules import Clickables, Rules
 from dmr_gym.tasks.webshop.shop import Shop, open_shop
 from dmr_gym.tasks.webshop.storefront import storefront_of
 
-OBSERVATION_MODES = ("text", "text_rich", "html", "url")
 KEPT_GOALS = 64
 
 
 class EngineState(NamedTuple):
-    """What `WebShopEngine.snapshot` returns: whose state it is in words, the play, and the random generator's state."""
+    """What `WebShopEngine.snapshot` returns. Nothing in it is changed afterwards.
+
+    Attributes:
+        world: seed, kind of goals and products, in words; states are for engines with the same.
+        play: the moment of the shopping trip.
+        rng_state: state of the random generator.
+        sessions: goal numbers of the sessions so far, by name.
+    """
 
     world: str
     play: Play
     rng_state: RngState
+    sessions: dict[str, int]
 
 
 class WebShopEngine:
@@ -73,10 +81,9 @@ class WebShopEngine:
         _check(seed, goals, observation_mode, num_prev_obs, num_prev_actions)
         self._fixes = known_fixes.check_fixes(fixes)
         self._shop = data_dir if isinstance(data_dir, Shop) else open_shop(data_dir, num_products, index_dir)
-        self._mode = observation_mode
-        self._show_attributes = bool(show_attributes)
         self._num_prev_obs, self._num_prev_actions = num_prev_obs, num_prev_actions
         self._front = storefront_of(self._shop)
+        self._display = Display(self._front, observation_mode, bool(show_attributes), self._fixes)
         self._goals, rng_state = self._front.goals(seed, goals)
         self._goal_of = lru_cache(KEPT_GOALS)(self._goals.__getitem__)
         self._draws = Draws(rng_state)
@@ -86,6 +93,7 @@ class WebShopEngine:
         asins = self._shop.catalogue.asins
         self._world = f"seed {seed}, {goals} goals, {len(asins):,} products, the first {asins[0]}"
         self._sessions: dict[str, int] = {}
+        self._is_history_shared = False
         self._play = Play("", 0)
         self._view: pages.View | None = None
         self._clicks: Clickables | None = None
@@ -139,11 +147,7 @@ class WebShopEngine:
     @property
     def observation(self) -> str:
         """The current page in the observation mode, without earlier observations and actions."""
-        if self._mode == "text":
-            return pages.page_text(self._current_view())
-        if self._mode == "text_rich":
-            return pages.page_text_rich(self._current_view(), self._clicked_options(), self._play.visited)
-        return self.html if self._mode == "html" else self.url
+        return self._display.observation(self._current_view(), self._play)
 
     @property
     def available(self) -> dict[str, Any]:
@@ -202,12 +206,14 @@ class WebShopEngine:
     def page(self) -> Page:
         """Where the shopper is."""
         play = self._play
-        return Page(play.kind, play.query, play.number, play.total, self._asin() or None, dict(play.options))
+        return Page(
+            play.kind, play.query, play.number, play.total, self._display.asin(play) or None, dict(play.options)
+        )
 
     @property
     def url(self) -> str:
         """The page's address."""
-        return make_url(self._play, self._asin())
+        return self._display.url(self._play)
 
     @property
     def html(self) -> str:
@@ -220,8 +226,9 @@ class WebShopEngine:
         return {"url": self.url, "html": self.html, "instruction_text": f"Instruction: {self.instruction}"}
 
     def snapshot(self) -> EngineState:
-        """The state of play and of the random generator, immutable; give it to `restore`."""
-        return EngineState(self._world, self._play, self._draws.state)
+        """The state of play, of the random generator and of the sessions' history, immutable; give it to `restore`."""
+        self._is_history_shared = True
+        return EngineState(self._world, self._play, self._draws.state, self._sessions)
 
     def restore(self, state: EngineState) -> None:
         """Go back to a state of this engine, or of another one of the same shop, seed and kind of goals.
@@ -232,7 +239,7 @@ class WebShopEngine:
         if state.world != self._world:
             raise TaskError(f"this engine plays with {self._world}; the state is of one with {state.world}")
         self._draws.state = state.rng_state
-        self._remember(state.play.session, state.play.goal_number)
+        self._sessions, self._is_history_shared = state.sessions, True
         self._set_play(state.play)
 
     # ------------------------------------------------------------------ sessions
@@ -245,8 +252,11 @@ class WebShopEngine:
         return session
 
     def _remember(self, name: str, goal_number: int) -> None:
-        if known_fixes.GOAL_HISTORY not in self._fixes:
-            self._sessions[name] = goal_number
+        if known_fixes.GOAL_HISTORY in self._fixes:
+            return
+        if self._is_history_shared:
+            self._sessions, self._is_history_shared = dict(self._sessions), False
+        self._sessions[name] = goal_number
 
     def _read(self, action: str) -> tuple[str, str] | None:
         """Name and lower-cased argument of an action."""
@@ -276,38 +286,13 @@ class WebShopEngine:
 
     def _current_view(self) -> pages.View:
         if self._view is None:
-            play, pieces = self._play, self._front.pieces
-            is_reward_shown = known_fixes.REWARD_ON_LAST_PAGE not in self._fixes
-            self._view = pages.View(
-                play.kind,
-                self.instruction,
-                play.number,
-                play.total,
-                tuple(map(pieces, play.results)) if play.kind == pages.RESULTS else (),
-                None if play.product is None else pieces(play.product),
-                play.options,
-                play.score.value if play.score is not None and is_reward_shown else None,
-                self._show_attributes,
-            )
+            self._view = self._display.view(self._play, self.instruction)
         return self._view
 
     def _clickables(self) -> Clickables:
         if self._clicks is None:
             self._clicks = pages.page_clickables(self._current_view())
         return self._clicks
-
-    def _asin(self) -> str:
-        product = self._play.product
-        return "" if product is None else self._front.pieces(product).product.asin
-
-    def _clicked_options(self) -> Collection[tuple[str, str]]:
-        """Option values that "text_rich" marks as clicked, each with its name."""
-        if self._play.kind != pages.ITEM or known_fixes.CLICKED_OPTIONS in self._fixes:
-            return self._play.options
-        product, url = self._current_view().product, self.url
-        assert product is not None
-        options = product.product.options.items()
-        return {(name, value) for name, values in options for value in values if f'"{value}"' in url}
 
 
 def _check(

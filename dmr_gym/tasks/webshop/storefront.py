@@ -30,7 +30,7 @@ class Storefront:
     def __init__(self, shop: Shop) -> None:
         """Begin with empty caches."""
         # A plain reference would keep every shop alive: storefronts are kept by shop.
-        self._shop = weakref.proxy(shop)
+        self._shop: Shop = weakref.proxy(shop)
         self.pieces = lru_cache(KEPT_PRODUCTS)(self._make_pieces)
         self.search = lru_cache(KEPT_SEARCHES)(self._search)
         self.nouns = lru_cache(KEPT_PRODUCTS)(self._nouns_of)
