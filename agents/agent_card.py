@@ -1,10 +1,13 @@
 r"""Measure every precision of an agent and write the results into its model card.
 
-For each precision: success and mean steps on the embedded test panel, and on official games where their folder is
-given. For each low precision: KL(high || low) of every step of the high precision's episodes (exact, mean over the
-action block, in nats; paper section 4.2), with a histogram on a logarithmic scale. Each precision plays alone.
+For each precision: success, the world's mean score and mean steps on the embedded test panel, and on official data
+where its folder is given. For each low precision: KL(high || low) of every step of the high precision's episodes
+(exact, mean over the action block, in nats; paper section 4.2), with a histogram on a logarithmic scale. Each precision
+plays alone.
 
-    python agents/agent_card.py --out dmr_gym/weights/alfworld
+    python agents/agent_card.py --out dmr_gym/weights/alfworld --official PATH_OF_ALFWORLD --official-panel valid_unseen
+    python agents/agent_card.py --env DMR-WebShop-v0 --out dmr_gym/weights/webshop --official PATH_OF_WEBSHOP \
+        --official-precisions w2 bf16
     python agents/agent_card.py --out runs/card --official PATH_OF_ALFWORLD --set backend.kind=local \
         --set 'backend.models={w4 = "runs/w4", bf16 = "runs/bf16"}' --precisions w4 bf16
 
@@ -45,7 +48,7 @@ CACHE = Path("runs/agent_card")
 
 @dataclass(frozen=True)
 class Panel:
-    """Games to measure on: a name for the table, and the environment's settings for them."""
+    """Tasks to measure on: a name for the table, and the environment's settings for them."""
 
     name: str
     config: EnvConfig
@@ -57,9 +60,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = recipe_parser(__doc__)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the card")
     parser.add_argument("--precisions", nargs="+", metavar="NAME", help="in ascending order (default: all embedded)")
-    parser.add_argument("--official", metavar="DIR", help="ALFWorld's data folder, to measure on its games as well")
-    parser.add_argument("--official-panel", default="valid_unseen", metavar="NAME", help="(default: %(default)s)")
-    parser.add_argument("--games", type=int, metavar="N", help="only the first N games of each panel")
+    parser.add_argument("--official", metavar="DIR", help="the world's data folder, to measure on its tasks as well")
+    parser.add_argument("--official-panel", default="test", metavar="NAME", help="(default: %(default)s)")
+    parser.add_argument("--official-precisions", nargs="+", metavar="NAME", help="on those tasks (default: all)")
+    parser.add_argument("--games", type=int, metavar="N", help="only the first N tasks of each panel")
     add_env_options(parser)
     parser.set_defaults(num_envs=16)
     return parser.parse_args(argv)
@@ -90,10 +94,20 @@ def resolve(args: argparse.Namespace) -> tuple[str, EnvConfig]:
 
 
 def panels(config: EnvConfig, args: argparse.Namespace) -> list[Panel]:
-    """The embedded test panel, and the official one where its folder is given."""
+    """The embedded test panel, and the official one where its folder is given.
+
+    Raises:
+        ConfigError: the official one is to be played by a precision that is not measured.
+    """
     found = [Panel("embedded test", config, "test")]
     if args.official:
-        official = replace(config, task_kwargs={**config.task_kwargs, "source": args.official})
+        names = tuple(args.official_precisions or config.precisions)
+        if set(names) - set(config.precisions):
+            raise ConfigError(f"--official-precisions must be among {', '.join(config.precisions)}; found {names}")
+        names = tuple(name for name in config.precisions if name in names)
+        latency = {"ms_per_token": dict.fromkeys(names, 0.0), "router_ms": 0.0}
+        kwargs = {**config.task_kwargs, "source": args.official}
+        official = replace(config, precisions=names, latency=latency, task_kwargs=kwargs)
         found.append(Panel(f"official {args.official_panel}", official, args.official_panel))
     return found
 
@@ -183,7 +197,7 @@ def table(results: Mapping[str, Any]) -> str:
     panel_names = list(results["panels"])
     head = ["precision", "made by", "MB"]
     for panel in panel_names:
-        head += [f"success, {panel} ({results['panels'][panel][names[-1]]['episodes']} games)", "steps"]
+        head += [f"success, {panel} ({results['panels'][panel][names[-1]]['episodes']} tasks)", "score", "steps"]
     head += ["KL median", "KL mean", f"KL > {CRITICAL_KL}"]
     rows = [head, ["---"] * len(head)]
     for name in reversed(names):
@@ -191,9 +205,13 @@ def table(results: Mapping[str, Any]) -> str:
         made = f"{facts['method'].upper()} {facts['scheme']}, g {facts['group_size']}" if "method" in facts else "–"
         row = [name, made, f"{facts['bytes'] / 1e6:.2f}" if facts else "–"]
         for panel in panel_names:
-            cell = results["panels"][panel][name]
+            cell = results["panels"][panel].get(name)
+            if cell is None:
+                row += ["–"] * 3
+                continue
             low, high = (100 * bound for bound in cell["success_ci"])
-            row += [f"{100 * cell['success']:.1f} % ({low:.1f} to {high:.1f})", f"{cell['steps']:.1f}"]
+            success = f"{100 * cell['success']:.1f} % ({low:.1f} to {high:.1f})"
+            row += [success, f"{cell['score']:.3f}", f"{cell['steps']:.1f}"]
         share = f"share_above_{CRITICAL_KL}"
         row += [f"{kl['median']:.2g}", f"{kl['mean']:.2g}", f"{100 * kl[share]:.1f} %"] if kl else ["–"] * 3
         rows.append(row)
@@ -210,9 +228,9 @@ def write_card(results: Mapping[str, Any], out: Path) -> None:
     after = rest.split(END, 1)[1] if END in rest else "\n"
     first = next(iter(results["panels"]))
     body = (
-        f"{table(results)}\n\nEach precision plays alone, at most {results['max_steps']} steps a game. In parentheses: "
-        "95 % bootstrap intervals over games. Steps: mean over all games. KL: KL(high || low) in nats at each "
-        f"step of the highest precision's episodes, panel {first!r}, mean over the tokens of the action.\n\n"
+        f"{table(results)}\n\nEach precision plays alone, at most {results['max_steps']} steps a task. In parentheses: "
+        "95 % bootstrap intervals over tasks. Score and steps: means over all tasks. KL: KL(high || low) in nats at "
+        f"each step of the highest precision's episodes, panel {first!r}, mean over the tokens of the action.\n\n"
         "![Histogram of the KL of each step, logarithmic scale](kl_histogram.png)\n"
     )
     write_atomically(path, lambda part: part.write_text(f"{before}{BEGIN}\n{body}{END}{after}", encoding="utf-8"))
@@ -235,6 +253,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
                 "episodes": s.episodes,
                 "success": s.success,
                 "success_ci": [s.success_ci.low, s.success_ci.high],
+                "score": s.score,
+                "score_ci": [s.score_ci.low, s.score_ci.high],
                 "steps": s.steps,
                 "completion_tokens": s.completion_tokens,
             }

@@ -3,8 +3,9 @@
 Each stage is one of the recipes beside this file, started with the command line that is printed, so any of them can be
 run again with other options. All stages share one completion cache; a demo that was interrupted goes on quickly.
 
-    python agents/demo.py --out runs/demo
-    python agents/demo.py --out runs/demo-toy --env DMR-Toy-v0 --tasks 32 --evaluation-tasks 32    (some seconds)
+    python agents/demo.py --out runs/demo                         both worlds, one after the other
+    python agents/demo.py --out runs/demo --world webshop
+    python agents/demo.py --out runs/demo --world toy --tasks 32 --evaluation-tasks 32    (some seconds)
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 RECIPES = Path(__file__).resolve().parent
+WORLDS = {"alfworld": "DMR-ALFWorld-v0", "webshop": "DMR-WebShop-v0", "toy": "DMR-Toy-v0"}
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -26,7 +28,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     add = parser.add_argument
     add("--out", type=Path, default=Path("runs/demo"), metavar="DIR", help="folder of the run (default: %(default)s)")
-    add("--env", metavar="ID", help="registered id (default: DMR-ALFWorld-v0)")
+    add("--world", choices=[*WORLDS, "all"], default="all", help="which registered ids (default: both but the toy one)")
     add("--config", type=Path, metavar="FILE", help="the environment's keywords as TOML (default: those of the id)")
     add("--tasks", type=int, default=320, metavar="N", help="training tasks (default: %(default)s)")
     add(
@@ -43,23 +45,35 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the three stages and say where their results lie."""
+    """Run the three stages in each world and say where their results lie."""
     args = parse_args(argv)
+    if args.config is not None and args.world == "all":
+        sys.exit("--config is for one world: add --world")
     began = time.perf_counter()
-    kl, trained, evaluated = args.out / "kl", args.out / "kl-st", args.out / "evaluation"
-    world: list[object] = ["--cache-dir", args.out / "cache"]
-    for name in ("env", "config"):
-        if getattr(args, name) is not None:
-            world += [f"--{name}", getattr(args, name)]
-    tasks: list[object] = ["--tasks", args.evaluation_tasks, "--calibration-tasks", args.evaluation_tasks]
-    run("collect_kl.py", "--out", kl, "--tasks", args.tasks, *world)
-    run("train_kl_st.py", "--data", kl, "--out", trained, "--epochs", args.epochs, "--n-layers", args.n_layers)
-    tasks += ["--random-seeds", args.random_seeds]
-    run("evaluate.py", "--router", trained / "router", "--out", evaluated, *tasks, *world)
+    worlds = ("alfworld", "webshop") if args.world == "all" else (args.world,)
+    for world in worlds:
+        play(world, args)
     print(f"\nDone in {(time.perf_counter() - began) / 60:.1f} minutes.")
-    print(f"accuracy and latency:  {evaluated / 'accuracy_latency.png'}")
-    print(f"KL of each step:       {kl / 'kl_histogram.png'}")
-    print(f"training curves:       tensorboard --logdir {trained / 'tensorboard'}")
+    for world in worlds:
+        out = args.out / world
+        print(f"{world}:")
+        print(f"  accuracy and latency:  {out / 'evaluation' / 'accuracy_latency.png'}")
+        print(f"  KL of each step:       {out / 'kl' / 'kl_histogram.png'}")
+        print(f"  training curves:       tensorboard --logdir {out / 'kl-st' / 'tensorboard'}")
+
+
+def play(world: str, args: argparse.Namespace) -> None:
+    """Collect, train and evaluate in one world."""
+    out = args.out / world
+    kl, trained, evaluated = out / "kl", out / "kl-st", out / "evaluation"
+    options: list[object] = ["--env", WORLDS[world], "--cache-dir", out / "cache"]
+    if args.config is not None:
+        options += ["--config", args.config]
+    tasks: list[object] = ["--tasks", args.evaluation_tasks, "--calibration-tasks", args.evaluation_tasks]
+    tasks += ["--random-seeds", args.random_seeds]
+    run("collect_kl.py", "--out", kl, "--tasks", args.tasks, *options)
+    run("train_kl_st.py", "--data", kl, "--out", trained, "--epochs", args.epochs, "--n-layers", args.n_layers)
+    run("evaluate.py", "--router", trained / "router", "--out", evaluated, *tasks, *options)
 
 
 def run(recipe: str, *options: object) -> None:

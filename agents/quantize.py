@@ -2,11 +2,12 @@
 
 The protocol is that of the paper's Appendix E: one-shot GPTQ or AWQ of every Linear layer but the output head, weights
 packed as compressed-tensors writes them, so that transformers and vLLM load the copy as it is. Differences: calibration
-texts are transcripts of the embedded houses by default (``--calibration c4`` is the paper's 128 C4 documents of 2,048
-tokens, and needs a network), round-to-nearest is there as a third method, and the group size is a flag and always
-recorded: W4A16 means groups of 128 in llmcompressor, where the paper says "per channel".
+texts are an expert's transcripts in the embedded world by default (``--calibration c4`` is the paper's 128 C4 documents
+of 2,048 tokens, and needs a network), round-to-nearest is there as a third method, and the group size is a flag and
+always recorded: W4A16 means groups of 128 in llmcompressor, where the paper says "per channel".
 
     python agents/quantize.py --model embedded:alfworld/bf16 --method gptq --scheme W3A16 --out runs/w3-gptq
+    python agents/quantize.py --model runs/webshop/model --world webshop --scheme W4A16 --out runs/webshop-w4
     python agents/quantize.py --model Qwen/Qwen3-1.7B --method awq --scheme W4A16 --calibration c4 --out runs/w4-awq
 
 W3 and W2 have no kernel in the engines we know: they are unpacked to 16 bits at load, and their speed is projected.
@@ -38,11 +39,13 @@ from dmr_gym.command_line import recipe_parser, run
 from dmr_gym.errors import ConfigError, MissingDependency
 from dmr_gym.perplexity import perplexity
 from dmr_gym.runs import file_digest, provenance, write_json
-from dmr_gym.tasks.alfworld.demonstrations import panel_transcripts
+from dmr_gym.tasks.alfworld import demonstrations as alfworld
+from dmr_gym.tasks.webshop import demonstrations as webshop
 
 METHODS = ("gptq", "awq", "rtn")
 SCHEMES = ("W2A16", "W3A16", "W4A16", "W8A16", "W8A8")
 CALIBRATION_PANEL, HELD_OUT_PANEL = "calibration", "validation"
+TRANSCRIPTS = {"alfworld": alfworld.panel_transcripts, "webshop": webshop.panel_transcripts}
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ class Settings:
     samples: int
     max_length: int
     held_out: int
+    world: str = "alfworld"
 
     def __post_init__(self) -> None:
         if self.scheme == "W8A8" and self.group_size is not None:
@@ -85,6 +89,9 @@ def parse(argv: Sequence[str] | None) -> Settings:
     parser.add_argument("--samples", type=int, default=128, help="calibration texts (128)")
     parser.add_argument("--max-length", type=int, default=2048, help="tokens kept of each of them (2048)")
     parser.add_argument("--held-out", type=int, default=64, help="transcripts for the perplexity (64)")
+    parser.add_argument(
+        "--world", choices=sorted(TRANSCRIPTS), default="alfworld", help="of the transcripts (alfworld)"
+    )
     values = vars(parser.parse_args(argv))
     group = values["group_size"] or ("channel" if values["scheme"] == "W8A8" else "128")
     if group != "channel" and not group.isdigit():
@@ -151,7 +158,7 @@ def calibration_texts(settings: Settings, tokenizer: Any) -> list[str]:
     if settings.method == "rtn":
         return []
     if settings.calibration == "transcripts":
-        texts = panel_transcripts(CALIBRATION_PANEL, settings.samples)
+        texts = TRANSCRIPTS[settings.world](CALIBRATION_PANEL, settings.samples)
     elif settings.calibration == "c4":
         texts = c4_documents(tokenizer, settings.samples, settings.max_length)
     else:
@@ -299,7 +306,7 @@ def make_copy(settings: Settings, folder: Path) -> dict[str, Any]:
     check_feasible(settings, layout)
     tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     texts = calibration_texts(settings, tokenizer)
-    held_out = panel_transcripts(HELD_OUT_PANEL, settings.held_out)
+    held_out = TRANSCRIPTS[settings.world](HELD_OUT_PANEL, settings.held_out)
     scores = {"before": perplexity(source, held_out, "the original")}
     seconds = quantize(settings, source, tokenizer, texts, layout.head, folder)
     scores["after"] = perplexity(folder, held_out, "the copy")

@@ -1,11 +1,15 @@
-"""Train the embedded agent: a small Qwen3-architecture LLM that plays ALFWorld, by cloning an exploring expert.
+"""Train an embedded agent: a small Qwen3-architecture LLM that acts in one world, by cloning that world's expert.
 
-    python agents/train_embedded_agent.py --out runs/agent --updates 4000
+    python agents/train_embedded_agent.py --out runs/alfworld --updates 4500
+    python agents/train_embedded_agent.py --world webshop --vocab-size 3072 --observation-weight 0.05 \
+        --induction --drill-updates 128 --muon-lr 0.005 --adam-lr 0.0015 --updates 2800 --out runs/webshop
 
-Every transcript is a fresh generated house, never seen twice and never of a task panel (the seeds are disjoint). In
-most of the episodes some commands are replaced by mistakes; they carry no loss, the expert's way back does, so the
-agent learns to recover. The loss covers the expert's commands and, with less weight, the world's answers: predicting
-those is what makes copying of names and numbers form. Matrices are trained by Muon, the rest by AdamW.
+Every episode is played in a fresh generated house or shop, never of a task panel (the seeds are disjoint). In most of
+the episodes some commands are replaced by mistakes; they carry no loss, the expert's way back does, so the agent learns
+to recover. The loss covers the expert's commands and, with less weight, the world's texts: predicting those is what
+makes copying of names and numbers form. In the shop it takes drills as well: an expert's answer there is one in twenty
+tokens, so the model begins with written induction heads, and the first updates ask for copies of everything on a page.
+Matrices are trained by Muon, the rest by AdamW.
 
 A killed run goes on from its last checkpoint with ``--resume`` and ends in the same weights: batch t is a function of
 (seed, t) alone.
@@ -14,40 +18,53 @@ A killed run goes on from its last checkpoint with ``--resume`` and ends in the 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import random
 import re
-import sys
+import string
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
-from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from dmr_gym.errors import ConfigError, DMRGymError
-from dmr_gym.runs import provenance, write_atomically, write_json
-from dmr_gym.tasks.alfworld.demonstrations import demonstration
+from dmr_gym import command_line
+from dmr_gym.induction import write_induction
+from dmr_gym.optim import Muon
+from dmr_gym.runs import provenance, write_json
+from dmr_gym.tasks.alfworld import demonstrations as alfworld
+from dmr_gym.tasks.webshop import demonstrations as webshop
+from dmr_gym.training import claim_folder, load_training_state, save_training_state
 
 CHECKPOINT = "checkpoint.safetensors"
 FIGURES = ("loss", "command_loss", "command_accuracy")
 MACHINE = ("out", "resume", "threads", "device", "compile")
+WORLDS = ("alfworld", "webshop")
+TOKENIZER_EPISODES = {"alfworld": 4000, "webshop": 800}
 END_OF_TEXT = "<|endoftext|>"
-WORDS = Regex(r" ?\p{L}+| ?\p{N}+|\n| ?[^\s\p{L}\p{N}]+|\s")
+ASIN = "|".join(
+    [r" ?(?<![0-9a-z])b0(?=[0-9a-z]{8}(?![0-9a-z]))"]
+    + [rf"(?<=b0[0-9a-z]{{{n}}})[0-9a-z]{{2}}(?=[0-9a-z]{{{6 - n}}}(?![0-9a-z]))" for n in (0, 2, 4, 6)]
+)
+"""WebShop's product numbers in five pieces of two: rare enough on a page to be copied one after the other."""
+WORDS = Regex(ASIN + r"| ?\p{L}+| ?\p{N}+|\n| ?[^\s\p{L}\p{N}]+|\s")
 
 
 @dataclass(frozen=True)
 class Args:
     """Settings of a run; every one is a command-line option."""
 
+    world: str = "alfworld"
+    """alfworld or webshop"""
     out: str = "runs/embedded_agent"
     """folder of checkpoints, logs and the final model"""
     updates: int = 4500
@@ -55,7 +72,7 @@ class Args:
     tokens_per_update: int = 2048
     """tokens of one update, padding included"""
     max_tokens: int = 1024
-    """longest transcript; longer ones are cut there"""
+    """longest sequence; a longer transcript is cut there, a longer prompt is left out"""
     vocab_size: int = 1024
     """entries of the byte-pair vocabulary, a multiple of 128"""
     hidden_size: int = 128
@@ -76,12 +93,16 @@ class Args:
     """last share of the run in which the rates fall linearly to zero"""
     observation_weight: float = 0.2
     """loss weight of the world's tokens; the expert's commands weigh 1"""
+    drill_updates: int = 0
+    """first updates, which are copying drills of rising length (WebShop)"""
+    induction: bool = False
+    """begin with written induction heads, which copy rare names at once, and keep rare tokens apart (WebShop)"""
     noisy_episodes: float = 0.6
     """share of episodes with mistakes"""
     noise: float = 0.15
     """chance of a mistake at a step of such an episode"""
     seed: int = 0
-    """seed of initial weights and of the houses"""
+    """seed of initial weights and of the demonstrations"""
     checkpoint_every: int = 250
     """updates between checkpoints"""
     threads: int = 2
@@ -97,15 +118,54 @@ class Args:
 # ---------------------------------------------------------------- data
 
 
-def transcript(seed: int, args: Args) -> Iterator[tuple[str, float]]:
-    """Yield (text, loss weight) pieces of one demonstration."""
-    weights = {"world": args.observation_weight, "expert": 1.0, "mistake": 0.0}
-    for text, author in demonstration(seed, args.noisy_episodes, args.noise):
-        yield text, weights[author]
+def sequences(seed: int, args: Args) -> Iterator[list[tuple[str, float]]]:
+    """Yield the training sequences of one demonstration, each a list of (text, loss weight).
+
+    ALFWorld's prompts only grow, so an episode is one sequence. WebShop's prompt is written anew at every step, so each
+    of the expert's answers is a sequence with its own prompt.
+    """
+    if args.world == "alfworld":
+        weights = {"world": args.observation_weight, "expert": 1.0, "mistake": 0.0}
+        episode = alfworld.demonstration(seed, args.noisy_episodes, args.noise)
+        yield [(text, weights[author]) for text, author in episode]
+        return
+    for prompt, answer, author in webshop.demonstration(seed, args.noisy_episodes, args.noise):
+        if author == "expert":
+            yield [(prompt, args.observation_weight), (answer, 1.0)]
+
+
+BRACKETS = re.compile(r"\[(?!back to|< prev|next >|description|features|reviews|buy now)([^\[\]\n]+)\]")
+
+
+def drill(prompt: str, seed: int, hardness: float) -> list[tuple[str, float]]:
+    """A copying exercise on a page: answers that repeat what stands in brackets and spans of the task, in random order.
+
+    Args:
+        prompt: of a step.
+        seed: of the demonstration.
+        hardness: 0 shows two names alone, 1 the whole prompt.
+    """
+    rng = random.Random(f"drill {seed} {prompt}")
+    task, page = prompt.split("\n", 1)
+    words = task.split()[1:]
+    starts = [rng.randrange(len(words)) for _ in range(3)]
+    spans = [" ".join(words[start : start + rng.randint(2, 6)]) for start in starts]
+    names = list(dict.fromkeys([*BRACKETS.findall(page), spans[0]]))
+    rng.shuffle(names)
+    names = names[: 2 + round(hardness * rng.random() * len(names))]
+    answers = [f"click[{name}]" for name in names]
+    if rng.random() < hardness:
+        shown = f"Copy{prompt.removeprefix('Task')}"
+        answers = [answer for answer in answers if spans[0] not in answer] + [f"search[{span}]" for span in spans]
+    else:
+        shown = "Copy: " + " ".join(f"[{name}]" for name in names) + "\n>"
+        answers *= 2
+    rng.shuffle(answers)
+    return [(shown, 0.05), ("\n>".join(f" {answer}" for answer in answers) + "\n", 1.0)]
 
 
 def train_tokenizer(args: Args) -> PreTrainedTokenizerFast:
-    """A byte-level BPE in which a word or a number, with the space before it, is never split across pieces."""
+    """A byte-level BPE whose pieces never span two words or numbers; a space belongs to what follows it."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split(WORDS, "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
@@ -117,38 +177,63 @@ def train_tokenizer(args: Args) -> PreTrainedTokenizerFast:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    texts = ("".join(text for text, _ in transcript(-1 - index, args)) for index in range(4000))
+    demonstrations = (sequences(-1 - index, args) for index in range(TOKENIZER_EPISODES[args.world]))
+    texts = ["".join(text for text, _ in sequence) for sequence in itertools.chain.from_iterable(demonstrations)]
     numbers = " ".join(str(number) for number in range(1, 41))
-    tokenizer.train_from_iterator([*texts, *[f" {numbers}"] * 100], trainer)
+    texts += [f" {numbers}"] * 100
+    if args.world == "webshop":
+        pairs = ["".join(pair) for pair in itertools.product(string.digits + string.ascii_lowercase, repeat=2)]
+        # The first word of an answer stands behind a bracket, where no space begins it.
+        words = Counter(word for text in texts for word in re.findall(r" ([a-z]{2,})", text))
+        texts += [f"[{word}]" * (count // 4) for word, count in words.items()]
+        texts += [f"[b0{''.join(pairs[first : first + 4])}]" for first in range(0, len(pairs), 4)] * 200
+    tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT)
 
 
-def encode(seed: int, tokenizer: PreTrainedTokenizerFast, args: Args) -> tuple[list[int], list[float]]:
-    """Token ids and loss weights of one transcript."""
-    ids: list[int] = []
-    weights: list[float] = []
-    for text, weight in transcript(seed, args):
-        piece = tokenizer(text)["input_ids"]
-        ids += piece
-        weights += [weight] * len(piece)
-    return ids[: args.max_tokens], weights[: args.max_tokens]
+def encode(
+    seed: int, tokenizer: PreTrainedTokenizerFast, args: Args, hardness: float = 1.0
+) -> Iterator[tuple[list[int], list[float]]]:
+    """Yield token ids and loss weights of each sequence of one demonstration; of drills while hardness is below 1."""
+    for sequence in sequences(seed, args):
+        if hardness < 1:
+            sequence = drill(sequence[0][0], seed, hardness)
+        ids: list[int] = []
+        weights: list[float] = []
+        for text, weight in sequence:
+            piece = tokenizer(text)["input_ids"]
+            ids += piece
+            weights += [weight] * len(piece)
+        # A prompt that is cut has lost its answer; a transcript that is cut has lost only its end.
+        if args.world == "alfworld" or len(ids) <= args.max_tokens:
+            yield ids[: args.max_tokens], weights[: args.max_tokens]
 
 
 POOL = 16
 
 
+def pool_rows(pool: int, tokenizer: PreTrainedTokenizerFast, args: Args) -> list[tuple[list[int], list[float]]]:
+    """Draw the sequences of one pool: enough of them for `POOL` updates."""
+    rows: list[tuple[list[int], list[float]]] = []
+    first, tokens = args.seed * 10**8 + pool * 1000, 0
+    for seed in range(first, first + 1000):
+        if tokens >= POOL * args.tokens_per_update:
+            break
+        for row in encode(seed, tokenizer, args, pool * POOL / args.drill_updates if args.drill_updates else 1.0):
+            rows.append(row)
+            tokens += len(row[0])
+    return rows
+
+
 def batches(tokenizer: PreTrainedTokenizerFast, args: Args, start: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yield ((B, T) int64 ids, (B, T) float32 weights) for updates start, start + 1, ...
 
-    Each pool of `POOL` updates draws its own transcripts, sorts them by length and shuffles the batches, so padding is
-    rare and update t is a function of (seed, t).
+    Each pool of `POOL` updates draws its own demonstrations, sorts their sequences by length and shuffles the batches,
+    so padding is rare and update t is a function of (seed, t).
     """
     for pool in range(start // POOL, math.ceil(args.updates / POOL)):
         rng = random.Random(f"pool {args.seed} {pool}")
-        size = POOL * args.tokens_per_update // 280
-        first = args.seed * 10**8 + pool * max(1000, size)
-        rows = [encode(first + index, tokenizer, args) for index in range(size)]
-        rows.sort(key=lambda row: len(row[0]))
+        rows = sorted(pool_rows(pool, tokenizer, args), key=lambda row: len(row[0]))
         groups, group = [], [rows[0]]
         for row in rows[1:]:
             if (len(group) + 1) * len(row[0]) > args.tokens_per_update:
@@ -156,9 +241,8 @@ def batches(tokenizer: PreTrainedTokenizerFast, args: Args, start: int) -> Itera
                 group = []
             group.append(row)
         groups.append(group)
-        order = rng.sample(range(len(groups)), min(POOL, len(groups))) + rng.choices(
-            range(len(groups)), k=max(0, POOL - len(groups))
-        )
+        order = rng.sample(range(len(groups)), min(POOL, len(groups)))
+        order += rng.choices(range(len(groups)), k=POOL - len(order))
         for update, chosen in enumerate(order, pool * POOL):
             if start <= update < args.updates:
                 yield pad(groups[chosen])
@@ -175,54 +259,13 @@ def pad(rows: Sequence[tuple[list[int], list[float]]]) -> tuple[torch.Tensor, to
     return ids, weights
 
 
-# ---------------------------------------------------------------- optimizer
-
-
-def orthogonalise(stack: torch.Tensor, steps: int = 5) -> torch.Tensor:
-    """Newton-Schulz iteration of Muon on a (N, rows, columns) stack, rows <= columns, in float32.
-
-    torch.optim.Muon iterates in bfloat16, one matrix at a time: many times slower on a CPU without bfloat16 units.
-    """
-    a, b, c = 3.4445, -4.7750, 2.0315
-    x = stack / (stack.norm(dim=(1, 2), keepdim=True) + 1e-7)
-    for _ in range(steps):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return x
-
-
-class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalised: Keller Jordan's Muon with Nesterov momentum, for 2-D parameters."""
-
-    def __init__(self, params: Sequence[torch.nn.Parameter], lr: float, momentum: float = 0.95) -> None:
-        """Take the matrices; ``lr`` is scaled by sqrt(max(1, rows / columns)) for each."""
-        super().__init__(params, {"lr": lr, "momentum": momentum})
-
-    @torch.no_grad()
-    def step(self) -> None:
-        """Update every matrix; those of one shape are orthogonalised as one batch."""
-        group = self.param_groups[0]
-        stacks: dict[tuple[int, ...], list[tuple[torch.nn.Parameter, torch.Tensor]]] = {}
-        for p in group["params"]:
-            buffer = self.state[p].setdefault("momentum", torch.zeros_like(p))
-            buffer.lerp_(p.grad, 1 - group["momentum"])
-            update = p.grad.lerp(buffer, group["momentum"])
-            update = update.T if p.shape[0] > p.shape[1] else update
-            stacks.setdefault(tuple(update.shape), []).append((p, update))
-        for members in stacks.values():
-            updates = orthogonalise(torch.stack([update for _, update in members]))
-            for (p, _), update in zip(members, updates, strict=True):
-                tall = p.shape[0] > p.shape[1]
-                p.sub_(update.T if tall else update, alpha=group["lr"] * max(1, p.shape[0] / p.shape[1]) ** 0.5)
+# ---------------------------------------------------------------- run
 
 
 def learning_rate_scale(update: int, args: Args) -> float:
     """Warm up, stay, then fall linearly to zero."""
     falling = (args.updates - update) / (args.decay * args.updates)
     return min(1.0, (update + 1) / args.warmup, falling)
-
-
-# ---------------------------------------------------------------- run
 
 
 def build_model(args: Args) -> Qwen3ForCausalLM:
@@ -255,65 +298,16 @@ def weighted_loss(logits: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor
     return (losses * scale).sum() / scale.sum(), torch.stack([losses[is_command].mean().detach(), right])
 
 
-def save_checkpoint(
-    folder: Path, update: int, seconds: float, model: Qwen3ForCausalLM, optimizers: Sequence[torch.optim.Optimizer]
-) -> None:
-    """Write weights, optimizer state and progress as one safetensors file, whole or not at all."""
-    tensors = {f"model.{name}": p.detach().clone() for name, p in model.named_parameters()}
-    for index, optimizer in enumerate(optimizers):
-        for number, state in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{number}.{key}": value for key, value in state.items()}
-    progress = {"update": str(update), "seconds": str(round(seconds))}
-    write_atomically(folder / CHECKPOINT, lambda part: save_file(tensors, part, metadata=progress))
-
-
-def load_checkpoint(
-    folder: Path, model: Qwen3ForCausalLM, optimizers: Sequence[torch.optim.Optimizer]
-) -> tuple[int, int]:
-    """Read what `save_checkpoint` wrote and return the updates and the seconds done; (0, 0) where there is none."""
-    if not (folder / CHECKPOINT).is_file():
-        return 0, 0
-    with safe_open(folder / CHECKPOINT, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-        progress = file.metadata()
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            p.copy_(tensors[f"model.{name}"])
-    for index, optimizer in enumerate(optimizers):
-        state: dict[int, dict[str, torch.Tensor]] = {}
-        for name, value in tensors.items():
-            if name.startswith(f"optimizer.{index}."):
-                number, key = name.split(".")[2:]
-                state.setdefault(int(number), {})[key] = value
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return int(progress["update"]), int(progress["seconds"])
-
-
-def claim_folder(folder: Path, args: Args) -> None:
-    """Write the settings into the run's folder, or compare them with those of the run that is there.
-
-    Raises:
-        ConfigError: the folder holds a run, and it is not to be resumed or has other settings.
-    """
-    path = folder / "args.json"
-    settings = {key: value for key, value in asdict(args).items() if key not in MACHINE}
-    if path.is_file():
-        if not args.resume:
-            raise ConfigError(f"{folder} holds a run: --resume goes on with it, another --out starts a new one")
-        found = {key: value for key, value in json.loads(path.read_text()).items() if key not in MACHINE}
-        changed = sorted(key for key in settings if settings[key] != found.get(key))
-        if changed:
-            raise ConfigError(f"{folder} was begun with other {', '.join(changed)}: choose another --out")
-    write_json(path, asdict(args))
-
-
 def train(args: Args) -> Path:
     """Train, log, and return the folder of the final bf16 model."""
     torch.set_num_threads(args.threads)
     folder = Path(args.out)
-    claim_folder(folder, args)
+    claim_folder(folder, asdict(args), args.resume, MACHINE)
     tokenizer = train_tokenizer(args)
-    model = build_model(args).to(args.device)
+    model = build_model(args)
+    if args.induction:
+        write_induction(model, args.seed)
+    model.to(args.device)
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     others = [p for name, p in model.named_parameters() if not (p.ndim == 2 and "embed" not in name)]
     optimizers = [
@@ -321,8 +315,9 @@ def train(args: Args) -> Path:
         torch.optim.AdamW(others, args.adam_lr, betas=(0.9, 0.95), weight_decay=0),
     ]
     peaks = [args.muon_lr, args.adam_lr]
-    start, seconds = load_checkpoint(folder, model, optimizers)
-    log, began = SummaryWriter(str(folder / "tensorboard")), time.perf_counter() - seconds
+    progress = load_training_state(folder / CHECKPOINT, model, optimizers)
+    start = int(progress.get("update", 0))
+    log, began = SummaryWriter(str(folder / "tensorboard")), time.perf_counter() - progress.get("seconds", 0.0)
     stream = zip(range(start, args.updates), batches(tokenizer, args, start), strict=False)
     bar = tqdm(stream, initial=start, total=args.updates, unit="update", mininterval=5)
     smooth = torch.zeros(3)
@@ -334,9 +329,13 @@ def train(args: Args) -> Path:
         loss, command = weighted_loss(forward(input_ids=ids, use_cache=False).logits, ids, weights)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        kept = absent_rows(model, ids) if args.induction else None
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
+        if kept is not None:
+            with torch.no_grad():
+                model.get_input_embeddings().weight[kept[0]] = kept[1]
         figures = torch.tensor([loss.item(), *command.tolist()])
         # A batch of one long transcript that is cut before the expert speaks has no command to be right about.
         figures = torch.where(figures.isnan(), smooth, figures)
@@ -347,15 +346,26 @@ def train(args: Args) -> Path:
         log.add_scalar("train/gradient_norm", norm.item(), update)
         if (update + 1) % args.checkpoint_every == 0 or update + 1 == args.updates:
             spent = time.perf_counter() - began
-            save_checkpoint(folder, update + 1, spent, model, optimizers)
+            progress = {"update": update + 1, "seconds": round(spent)}
+            save_training_state(folder / CHECKPOINT, model, optimizers, progress)
             save_model(folder / "model", model, tokenizer)
             record = dict(zip(FIGURES, (round(value, 5) for value in smooth.tolist()), strict=True))
-            progress = {"updates": update + 1, "seconds": round(spent), **record}
-            write_json(folder / "training.json", {"settings": asdict(args), **progress, **provenance()})
+            write_json(folder / "training.json", {"settings": asdict(args), **progress, **record, **provenance()})
             with (folder / "history.jsonl").open("a") as file:
-                file.write(json.dumps(progress) + "\n")
+                file.write(json.dumps(progress | record) + "\n")
     log.close()
     return folder / "model"
+
+
+def absent_rows(model: Qwen3ForCausalLM, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which tokens a batch does not have, (V,) bool, and their embeddings, to be put back after the update.
+
+    They feel only the softmax, all in one direction. Adam would blow that up to full steps until rare tokens cannot be
+    told apart, which copying needs.
+    """
+    embedding = model.get_input_embeddings().weight.detach()
+    absent = torch.ones(len(embedding), dtype=torch.bool, device=ids.device).index_fill_(0, ids.flatten(), False)
+    return absent, embedding[absent].clone()
 
 
 def save_model(folder: Path, model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -376,11 +386,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         if isinstance(default, bool):
             parser.add_argument(option, action="store_true", help=text)
         else:
-            parser.add_argument(option, type=type(default), default=default, help=f"{text} (default {default})")
-    try:
-        print(f"model: {train(Args(**vars(parser.parse_args(argv))))}")
-    except DMRGymError as error:
-        sys.exit(f"error: {error}")
+            choices = WORLDS if name == "world" else None
+            text = f"{text} (default {default})"
+            parser.add_argument(option, type=type(default), default=default, choices=choices, help=text)
+    args = Args(**vars(parser.parse_args(argv)))
+    command_line.run(lambda: print(f"model: {train(args)}"))
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def test_toy_card_has_table_picture_and_record(tmp_path: Path) -> None:
     assert cells["low"]["success"] < 1.0
     assert recorded["kl"]["low"]["steps"] == 4 * 8
     card = (tmp_path / "README.md").read_text()
-    assert "| high | – | – | 100.0 % (100.0 to 100.0) | 8.0 | – | – | – |" in card
+    assert "| high | – | – | 100.0 % (100.0 to 100.0) | 1.000 | 8.0 | – | – | – |" in card
     assert (tmp_path / "kl_histogram.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -62,16 +62,18 @@ def test_card_keeps_what_others_wrote(tmp_path: Path) -> None:
 
 
 def test_official_games_are_a_second_panel(tmp_path: Path) -> None:
-    """With a folder in ALFWorld's layout the table has a second pair of columns, measured on those games."""
+    """With a folder in ALFWorld's layout the table has columns for its games, measured for the precisions asked for."""
     for seed in range(3):
         write_game(generate_game(seed), tmp_path / "data" / "json_2.1.1" / "valid_unseen")
-    backend = 'backend={kind = "scripted", answers = {low = "look", high = "inventory"}}'
-    world = ("--env", "DMR-ALFWorld-v0", "--precisions", "low", "high", "--set", backend, "--set", "max_steps=2")
-    results = run(tmp_path / "card", *world, "--games", "2", "--official", str(tmp_path / "data"))
+    backend = 'backend={kind = "scripted", answers = {low = "look", mid = "help", high = "inventory"}}'
+    world = ("--env", "DMR-ALFWorld-v0", "--precisions", "low", "mid", "high", "--set", backend, "--set", "max_steps=2")
+    official = ("--official", str(tmp_path / "data"), "--official-panel", "valid_unseen")
+    results = run(tmp_path / "card", *world, "--games", "2", *official, "--official-precisions", "low", "high")
     assert list(results["panels"]) == ["embedded test", "official valid_unseen"]
     assert results["panels"]["official valid_unseen"]["high"]["episodes"] == 2
     assert results["panels"]["official valid_unseen"]["high"]["steps"] == 2.0
-    assert "success, official valid_unseen (2 games)" in (tmp_path / "card" / "README.md").read_text()
+    assert "mid" not in results["panels"]["official valid_unseen"]
+    assert "success, official valid_unseen (2 tasks)" in (tmp_path / "card" / "README.md").read_text()
 
 
 def test_one_precision_is_no_card(tmp_path: Path) -> None:

@@ -297,7 +297,7 @@ def test_a_router_for_other_precisions_is_refused(agents, trained, tmp_path):
 @pytest.mark.slow
 def test_the_demo_runs_all_three_stages(root_folder, tmp_path):
     """What `make demo` runs, on the toy world: every stage's result is there and is named on the terminal."""
-    options = ["--out", str(tmp_path), "--env", "DMR-Toy-v0", "--tasks", "16", "--evaluation-tasks", "6"]
+    options = ["--out", str(tmp_path), "--world", "toy", "--tasks", "16", "--evaluation-tasks", "6"]
     options += ["--epochs", "2", "--n-layers", "1", "--random-seeds", "1"]
     done = subprocess.run(
         [sys.executable, "agents/demo.py", *options],
@@ -310,12 +310,12 @@ def test_the_demo_runs_all_three_stages(root_folder, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     for name in ("kl/kl_histogram.png", "evaluation/accuracy_latency.png", "evaluation/results.json", "kl-st/run.json"):
-        assert (tmp_path / name).is_file()
+        assert (tmp_path / "toy" / name).is_file()
     assert "always high" in done.stdout
     paths = [
-        str(tmp_path / "evaluation" / "accuracy_latency.png"),
-        str(tmp_path / "kl" / "kl_histogram.png"),
-        f"tensorboard --logdir {tmp_path / 'kl-st' / 'tensorboard'}",
+        str(tmp_path / "toy" / "evaluation" / "accuracy_latency.png"),
+        str(tmp_path / "toy" / "kl" / "kl_histogram.png"),
+        f"tensorboard --logdir {tmp_path / 'toy' / 'kl-st' / 'tensorboard'}",
     ]
     ends = [done.stdout.rindex(path) for path in paths]
     assert done.stdout.rindex("paired differences") < ends[0] < ends[1] < ends[2]

@@ -46,7 +46,8 @@ def test_summary_by_hand():
 
 def test_the_score_is_the_mean_of_the_worlds_own_and_unknown_without_one():
     """Scores 1 and 0.25 have the mean 0.625, also where only one episode succeeds; without scores there is no mean."""
-    scored = [EpisodeResult(task, score == 1.0, 1.0, 5, 5, 20, score=score) for task, score in (("a", 1.0), ("b", 0.25))]
+    scores = {"a": 1.0, "b": 0.25}
+    scored = [EpisodeResult(task, score == 1.0, 1.0, 5, 5, 20, score=score) for task, score in scores.items()]
     summary = summarize("p", scored, 0.0)
     assert (summary.success, summary.score) == (0.5, 0.625)
     assert summary.score_ci.low == pytest.approx(0.25)

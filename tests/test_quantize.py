@@ -88,7 +88,7 @@ def test_width_that_the_group_does_not_divide_is_refused_before_any_text_is_read
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The message names the width, a layer, and the groups that would fit; no text is generated and nothing written."""
-    monkeypatch.setattr(quantize, "panel_transcripts", lambda *args: pytest.fail("texts were read"))
+    monkeypatch.setitem(quantize.TRANSCRIPTS, "alfworld", lambda *args: pytest.fail("texts were read"))
     message = (
         r"does not divide 128 of model.layers.0.self_attn.q_proj \(14 such layers\): give --group-size 128 or 64 or 32 "
     )
@@ -101,7 +101,7 @@ def test_full_disk_is_refused_before_any_text_is_read(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With less free space than the copy takes there is an error that says how much it takes."""
-    monkeypatch.setattr(quantize, "panel_transcripts", lambda *args: pytest.fail("texts were read"))
+    monkeypatch.setitem(quantize.TRANSCRIPTS, "alfworld", lambda *args: pytest.fail("texts were read"))
     monkeypatch.setattr(quantize.shutil, "disk_usage", lambda path: types.SimpleNamespace(free=1000))
     with pytest.raises(ConfigError, match="MB of free disk, found 0 MB"):
         run(base, tmp_path / "out")
