@@ -37,7 +37,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from dmr_gym import command_line
+from dmr_gym.command_line import run
 from dmr_gym.induction import write_induction
 from dmr_gym.optim import Muon
 from dmr_gym.runs import provenance, write_json
@@ -164,7 +164,7 @@ def drill(prompt: str, seed: int, hardness: float) -> list[tuple[str, float]]:
     return [(shown, 0.05), ("\n>".join(f" {answer}" for answer in answers) + "\n", 1.0)]
 
 
-def train_tokenizer(args: Args) -> PreTrainedTokenizerFast:
+def train_tokenizer(args: Args, episodes: int | None = None) -> PreTrainedTokenizerFast:
     """A byte-level BPE whose pieces never span two words or numbers; a space belongs to what follows it."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -177,7 +177,7 @@ def train_tokenizer(args: Args) -> PreTrainedTokenizerFast:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    demonstrations = (sequences(-1 - index, args) for index in range(TOKENIZER_EPISODES[args.world]))
+    demonstrations = (sequences(-1 - index, args) for index in range(episodes or TOKENIZER_EPISODES[args.world]))
     texts = ["".join(text for text, _ in sequence) for sequence in itertools.chain.from_iterable(demonstrations)]
     numbers = " ".join(str(number) for number in range(1, 41))
     texts += [f" {numbers}"] * 100
@@ -389,9 +389,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             choices = WORLDS if name == "world" else None
             text = f"{text} (default {default})"
             parser.add_argument(option, type=type(default), default=default, choices=choices, help=text)
-    args = Args(**vars(parser.parse_args(argv)))
-    command_line.run(lambda: print(f"model: {train(args)}"))
+    print(f"model: {train(Args(**vars(parser.parse_args(argv))))}")
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -16,8 +16,8 @@ IDS = {re.sub(r"dmr-|-v\d+", "", env_id.lower()): env_id for env_id in ENV_IDS}
 
 
 def test_the_shipped_worlds_have_a_file() -> None:
-    """Those of ALFWorld and of the toy world, at least."""
-    assert {"alfworld", "toy"} <= {path.stem for path in FILES}
+    """Every registered id has one."""
+    assert set(IDS) <= {path.stem for path in FILES}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)

@@ -56,7 +56,7 @@ def test_first_example_is_short_and_early(readme: str) -> None:
 def test_every_id_is_in_the_table(readme: str) -> None:
     """Each registered id has a row with its step limit."""
     for env_id, settings in dmr_gym.ENV_IDS.items():
-        (row,) = re.findall(rf"^\| `{env_id}` \|.*$", readme, flags=re.MULTILINE)
+        (row,) = re.findall(rf"^\| \[`{env_id}`\].*$", readme, flags=re.MULTILINE)
         assert f"| {settings.get('max_steps', EnvConfig().max_steps)} |" in row
 
 
