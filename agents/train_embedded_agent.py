@@ -2,7 +2,8 @@
 
     python agents/train_embedded_agent.py --out runs/alfworld --updates 4500
     python agents/train_embedded_agent.py --world webshop --vocab-size 3072 --observation-weight 0.05 \
-        --induction --drill-updates 128 --muon-lr 0.005 --adam-lr 0.0015 --updates 2800 --out runs/webshop
+        --induction --drill-updates 128 --muon-lr 0.005 --adam-lr 0.0015 --warmup 40 \
+        --updates 2400 --out runs/webshop
 
 Every episode is played in a fresh generated house or shop, never of a task panel (the seeds are disjoint). In most of
 the episodes some commands are replaced by mistakes; they carry no loss, the expert's way back does, so the agent learns
@@ -56,7 +57,7 @@ ASIN = "|".join(
     + [rf"(?<=b0[0-9a-z]{{{n}}})[0-9a-z]{{2}}(?=[0-9a-z]{{{6 - n}}}(?![0-9a-z]))" for n in (0, 2, 4, 6)]
 )
 """WebShop's product numbers in five pieces of two: rare enough on a page to be copied one after the other."""
-WORDS = Regex(ASIN + r"| ?\p{L}+| ?\p{N}+|\n| ?[^\s\p{L}\p{N}]+|\s")
+WORDS = Regex(ASIN + r"| ?[\[\]]| ?\p{L}+| ?\p{N}+|\n| ?[^\s\p{L}\p{N}\[\]]+|\s")
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,7 @@ def drill(prompt: str, seed: int, hardness: float) -> list[tuple[str, float]]:
     answers = [f"click[{name}]" for name in names]
     if rng.random() < hardness:
         shown = f"Copy{prompt.removeprefix('Task')}"
-        answers = [answer for answer in answers if spans[0] not in answer] + [f"search[{span}]" for span in spans]
+        answers = [answer for answer in answers if spans[0] not in answer] + [f"search[ {span}]" for span in spans]
     else:
         shown = "Copy: " + " ".join(f"[{name}]" for name in names) + "\n>"
         answers *= 2
@@ -183,7 +184,7 @@ def train_tokenizer(args: Args, episodes: int | None = None) -> PreTrainedTokeni
     texts += [f" {numbers}"] * 100
     if args.world == "webshop":
         pairs = ["".join(pair) for pair in itertools.product(string.digits + string.ascii_lowercase, repeat=2)]
-        # The first word of an answer stands behind a bracket, where no space begins it.
+        # Option values stand behind a bracket, where no space begins them.
         words = Counter(word for text in texts for word in re.findall(r" ([a-z]{2,})", text))
         texts += [f"[{word}]" * (count // 4) for word, count in words.items()]
         texts += [f"[b0{''.join(pairs[first : first + 4])}]" for first in range(0, len(pairs), 4)] * 200

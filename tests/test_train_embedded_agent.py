@@ -32,7 +32,7 @@ def test_a_drill_asks_only_for_what_its_prompt_shows() -> None:
         (shown, _), (answers, weight) = recipe.drill(prompt, 0, hardness)
         assert weight == 1.0
         for answer in answers.splitlines():
-            name = answer[answer.index("[") + 1 : -1]
+            name = answer[answer.index("[") + 1 : -1].strip()
             assert name in shown
         assert answers.endswith("]\n")
     assert "green tea" in shown

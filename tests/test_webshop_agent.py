@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from dmr_gym.tasks.webshop.demonstrations import expert_for
 from dmr_gym.tasks.webshop.task import WebshopTask
 
-CLICKABLE = re.compile(r"\[(\w[^\[\]]*)\]")  # punctuation would be one piece with the bracket
+CLICKABLE = re.compile(r"\[(?!\.\.\.)([^\[\]]+)\]")
 
 
 @pytest.fixture(scope="module")

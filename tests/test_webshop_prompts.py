@@ -206,7 +206,7 @@ def test_history_names_actions_as_read() -> None:
         ("search[Red Shoes]\nclick[x]", True, "search[red shoes]", "search", None),
         (" > Action:\n Click[B0K3M9X2QA] because it fits", False, "click[b0k3m9x2qa]", "click", None),
         ("<action>\nclick[< prev]\n</action> then", False, "click[< prev]", "click", None),
-        ("search[ a ]", False, "search[ a ]", "search", None),
+        ("search[ a ]", False, "search[a]", "search", None),
         ("click[a]b]", False, "click[a]b]", "click", None),
         ("click[x\u00a0large]", False, "click[x\u00a0large]", "click", None),
         ("click[a\x07]", False, "click[a\ufffd]", "click", None),

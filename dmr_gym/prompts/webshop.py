@@ -16,7 +16,7 @@ the present page, and what can be done on it. `short_prompt` is plain text of fe
 Whatever can be clicked stands in brackets without a space inside, so that its first token is that of the answer
 ``click[...]``; byte-pair pieces differ after a space. The page is in lower case, as actions are and tasks nearly
 always, so that a word of the task and the same word of a title are the same tokens. The prompt ends with ">" and no
-space; the answer is one line.
+space; the answer is one line, see `dmr_gym.prompts.webshop_answers.short_answer`.
 
 `chat_prompt` is one user message for models from a hub, built as the instructions of verl-agent (Feng et al., 2025)
 are, in other words; the answer stands in ``<action></action>`` after reasoning in ``<think></think>``.

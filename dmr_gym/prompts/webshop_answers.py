@@ -17,6 +17,14 @@ _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _FOREIGN = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff]")
 
 
+def short_answer(action: str) -> str:
+    """An action as a model of the style "short" says it: one line behind a space.
+
+    The words of a search stand behind a space too, as they do in the task, so that the first of them is the same token.
+    """
+    return f" {action.replace('search[', 'search[ ', 1) if action.startswith('search[') else action}\n"
+
+
 class Reading(NamedTuple):
     """What a completion says.
 
@@ -42,9 +50,10 @@ def read_completion(
 
     In the style "chat" exactly one ``<action></action>`` is expected, reasoning in ``<think></think>``, and no
     ideographs, kana or hangul, as verl-agent has it; tags are found in any case. In the style "short" the first line
-    that is not blank counts, without a leading ">" or "Action:"; ``<action></action>`` is read too. An action is
-    WebShop's: a name, then an argument up to the last "]"; what follows is ignored. Letters become lower case,
-    control characters U+FFFD, and what exceeds `MAX_ACTION_CHARS` is cut off.
+    that is not blank counts, without a leading ">" or "Action:"; ``<action></action>`` is read too, and spaces around
+    the words of a search count for nothing, see `short_answer`. An action is WebShop's: a name, then an argument up to
+    the last "]"; what follows is ignored. Letters become lower case, control characters U+FFFD, and what exceeds
+    `MAX_ACTION_CHARS` is cut off.
 
     Args:
         completion: any text.
@@ -62,8 +71,11 @@ def read_completion(
         reason = reason or flaw
     line = _first_line(text)
     match = (_ACTION_WITH_BRACKETS if fix_brackets else _ACTION).match(line)
-    if match and match[1] in STEP_TYPES:
-        return Reading(f"{match[1]}[{match[2]}]", match[1], reason)
+    argument = match[2] if match else ""
+    if style == "short" and line.startswith("search"):
+        argument = argument.strip()
+    if match and match[1] in STEP_TYPES and argument:
+        return Reading(f"{match[1]}[{argument}]", match[1], reason)
     flaw = f"expected search[...] or click[...], found {line[:_SHOWN_CHARS]!r}" if line else "there is no action"
     return Reading(line, "search" if has_search_bar else "click", reason or flaw)
 

@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from dmr_gym.errors import ConfigError
+from dmr_gym.prompts.webshop_answers import short_answer
 from dmr_gym.tasks.webshop.chance import Chance
 from dmr_gym.tasks.webshop.engine import WebShopEngine
 from dmr_gym.tasks.webshop.expert import ShoppingExpert, read_prompt
@@ -69,7 +70,7 @@ def demonstration(seed: int, noisy_episodes: float = 0.0, noise: float = 0.0, ma
             author, action = ("mistake", mistake) if mistake != action else ("expert", action)
         else:
             author = "expert"
-        previous, answer = action, f" {action}\n"
+        previous, answer = action, short_answer(action)
         yield Piece(prompt, answer, author)
         if task.step(answer).done:
             return
@@ -95,7 +96,7 @@ def panel_transcripts(panel: str, n_steps: int, max_steps: int = 15) -> list[str
             if len(texts) == n_steps:
                 return texts
             prompt = str(task.prompt())
-            answer = f" {expert.act(prompt)}\n"
+            answer = short_answer(expert.act(prompt))
             texts.append(prompt + answer)
             if task.step(answer).done:
                 break
