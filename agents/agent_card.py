@@ -6,8 +6,6 @@ where its folder is given. For each low precision: KL(high || low) of every step
 plays alone.
 
     python agents/agent_card.py --out dmr_gym/weights/alfworld --official PATH_OF_ALFWORLD --official-panel valid_unseen
-    python agents/agent_card.py --env DMR-WebShop-v0 --out dmr_gym/weights/webshop --official PATH_OF_WEBSHOP \
-        --official-precisions w2 bf16
     python agents/agent_card.py --out runs/card --official PATH_OF_ALFWORLD --set backend.kind=local \
         --set 'backend.models={w4 = "runs/w4", bf16 = "runs/bf16"}' --precisions w4 bf16
 
@@ -21,6 +19,7 @@ import argparse
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from dmr_gym.backends import embedded_precisions
+from dmr_gym.backends import embedded_precisions, with_world
 from dmr_gym.calibration import KL_FLOOR
 from dmr_gym.command_line import add_env_options, chosen_env, first_tasks, make_envs, recipe_parser, run
 from dmr_gym.config import EnvConfig
@@ -39,6 +38,7 @@ from dmr_gym.metrics import Summary, summarize
 from dmr_gym.policies import FixedPrecision
 from dmr_gym.rollout import Trajectory, rollout
 from dmr_gym.runs import file_digest, provenance, write_atomically, write_json
+from dmr_gym.vector import PrecisionRoutingVectorEnv
 
 BEGIN, END = "<!-- results: agents/agent_card.py -->", "<!-- end of results -->"
 CRITICAL_KL = 0.1
@@ -63,7 +63,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--official", metavar="DIR", help="the world's data folder, to measure on its tasks as well")
     parser.add_argument("--official-panel", default="test", metavar="NAME", help="(default: %(default)s)")
     parser.add_argument("--official-precisions", nargs="+", metavar="NAME", help="on those tasks (default: all)")
-    parser.add_argument("--games", type=int, metavar="N", help="only the first N tasks of each panel")
+    parser.add_argument("--tasks", type=int, metavar="N", help="only the first N tasks of each panel")
     add_env_options(parser)
     parser.set_defaults(num_envs=16)
     return parser.parse_args(argv)
@@ -84,9 +84,10 @@ def resolve(args: argparse.Namespace) -> tuple[str, EnvConfig]:
         ConfigError: fewer than two precisions, or a setting of the environment that is wrong.
     """
     env_id, config = chosen_env(args, CACHE)
+    config = replace(config, backend=with_world(config.backend, config.task))
     names = tuple(args.precisions or config.precisions)
-    if not args.precisions and config.backend["kind"] == "embedded":
-        names = ascending(embedded_precisions(config.backend.get("world", "alfworld")))
+    if not args.precisions and config.backend.get("kind") == "embedded":
+        names = ascending(embedded_precisions(config.backend["world"]))
     if len(names) < 2:
         raise ConfigError(f"a card compares two precisions or more, found {', '.join(names) or 'none'}")
     free = {"ms_per_token": dict.fromkeys(names, 0.0), "router_ms": 0.0}
@@ -112,23 +113,21 @@ def panels(config: EnvConfig, args: argparse.Namespace) -> list[Panel]:
     return found
 
 
-def measure(panel: Panel, games: int | None, num_envs: int, with_kl: bool) -> tuple[list[Summary], dict[str, Any]]:
-    """Let every precision play a panel alone.
+def measure(
+    panel: Panel, envs: PrecisionRoutingVectorEnv, tasks: Sequence[str], with_kl: bool
+) -> tuple[list[Summary], dict[str, Any]]:
+    """Let every precision play a panel's tasks alone, and close its environment.
 
     Returns:
         A summary a precision, and the KL of each low precision at every step of the high precision, (S,) float32 nats.
     """
-    envs = make_envs(panel.config, panel.panel, num_envs)
-    try:
-        tasks = first_tasks(envs, games)
+    with closing(envs):  # so that weights are given back before those of the next panel load
         summaries, played = [], []
         for index, name in enumerate(panel.config.precisions):
             title = f"{panel.name}, {name}"
             played = rollout(envs, FixedPrecision(index), tasks, keep_turns=True, progress=title)
             summaries.append(summarize(name, [episode.result(index) for episode in played], lambda_=0.0))
         return summaries, step_kls(played, envs.backend, panel.name) if with_kl else {}
-    finally:
-        envs.close()
 
 
 def step_kls(episodes: Sequence[Trajectory], backend: Any, name: str) -> dict[str, NDArray[np.float32]]:
@@ -142,7 +141,7 @@ def copy_facts(config: EnvConfig) -> dict[str, dict[str, Any]]:
     """What the checkpoint folder of each precision says of itself: size, digest, and how it was quantized."""
     kind, models = config.backend["kind"], dict(config.backend.get("models", {}))
     if kind == "embedded":
-        models = {name: f"embedded:{config.backend.get('world', 'alfworld')}/{name}" for name in config.precisions}
+        models = {name: f"embedded:{config.backend['world']}/{name}" for name in config.precisions}
     elif kind != "local":
         return {name: {} for name in config.precisions}
     from dmr_gym.backends.checkpoint import resolve_checkpoint
@@ -159,6 +158,19 @@ def copy_facts(config: EnvConfig) -> dict[str, dict[str, Any]]:
             **{key: quantized[key] for key in ("method", "scheme", "group_size", "perplexity") if key in quantized},
         }
     return facts
+
+
+def summary_figures(summary: Summary) -> dict[str, Any]:
+    """What the record keeps of one precision on one panel."""
+    return {
+        "episodes": summary.episodes,
+        "success": summary.success,
+        "success_ci": [summary.success_ci.low, summary.success_ci.high],
+        "score": summary.score,
+        "score_ci": [summary.score_ci.low, summary.score_ci.high],
+        "steps": summary.steps,
+        "completion_tokens": summary.completion_tokens,
+    }
 
 
 def kl_figures(kl: NDArray[np.float32]) -> dict[str, float]:
@@ -244,25 +256,19 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """
     args = parse(argv)
     env_id, config = resolve(args)
-    results: dict[str, Any] = {"env": env_id, "max_steps": config.max_steps, "precisions": copy_facts(config)}
-    results |= {"panels": {}, "kl": {}}
-    for index, panel in enumerate(panels(config, args)):
-        summaries, kls = measure(panel, args.games, args.num_envs, with_kl=index == 0)
-        results["panels"][panel.name] = {
-            s.policy: {
-                "episodes": s.episodes,
-                "success": s.success,
-                "success_ci": [s.success_ci.low, s.success_ci.high],
-                "score": s.score,
-                "score_ci": [s.score_ci.low, s.score_ci.high],
-                "steps": s.steps,
-                "completion_tokens": s.completion_tokens,
-            }
-            for s in summaries
-        }
-        if kls:
-            results["kl"] = {name: kl_figures(kl) for name, kl in kls.items()}
-            draw_histogram(kls, args.out / "kl_histogram.png")
+    with ExitStack() as stack:
+        opened = []
+        for panel in panels(config, args):  # all of them first: a wrong folder is told before hours of measuring
+            envs = stack.enter_context(closing(make_envs(panel.config, panel.panel, args.num_envs)))
+            opened.append((panel, envs, first_tasks(envs, args.tasks)))
+        results: dict[str, Any] = {"env": env_id, "max_steps": config.max_steps, "precisions": copy_facts(config)}
+        results |= {"panels": {}, "kl": {}}
+        for panel, envs, tasks in opened:
+            summaries, kls = measure(panel, envs, tasks, with_kl=panel is opened[0][0])
+            results["panels"][panel.name] = {s.policy: summary_figures(s) for s in summaries}
+            if kls:
+                results["kl"] = {name: kl_figures(kl) for name, kl in kls.items()}
+                draw_histogram(kls, args.out / "kl_histogram.png")
     results["provenance"] = provenance()
     write_json(args.out / "agent_card.json", results)
     write_card(results, args.out)

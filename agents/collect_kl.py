@@ -3,11 +3,12 @@
 The high precision plays every task of the panel. At each step all precisions score, token by token, the completion that
 high precision gave, and the divergence of each lower one from the highest is kept beside the step's embedding.
 
-How this differs from the paper, which does not state these choices:
+How this differs from the paper, which does not state the first two choices:
 
 1. The divergence is KL(high || low) in nats, exact over the vocabulary, averaged over the tokens of the action block.
    ``--direction`` and ``--reduce`` change it; the data set also holds the value over all tokens of the completion.
 2. The threshold that the picture shows is found on action steps alone, as the paper does for ALFWorld.
+3. In WebShop the paper learns from click steps only; here searches are action steps as well.
 
     python agents/collect_kl.py --out runs/kl --tasks 160
     python agents/collect_kl.py --out runs/kl-toy --env DMR-Toy-v0

@@ -12,6 +12,7 @@ How this differs from the paper:
 3. Time is modelled, Eq. 9 with the environment's coefficients; router time counts only where a router decides.
 4. The calibration scores come from one run at the default threshold 0.5, as there; tied scores can make the share of
    high-precision steps exceed K, so the realised shares are reported.
+5. In WebShop the paper sends every search to the highest precision; here the router decides at searches too.
 
     python agents/evaluate.py --router runs/kl-st/router --out runs/eval --tasks 60 --calibration-tasks 60
 
@@ -274,41 +275,57 @@ def episode_lines(played: Played) -> str:
 
 def show(rows: Sequence[Row], differences: Sequence[Difference], prices: str) -> None:
     """Print the table of policies and that of paired differences."""
-    from rich import box
     from rich.console import Console
+
+    console = Console()
+    # A file or a narrow window gets whole lines rather than numbers cut in the middle.
+    console.width = max(console.width, 120)
+    console.print(policy_table(rows, prices), difference_table(differences))
+
+
+def policy_table(rows: Sequence[Row], prices: str) -> Any:
+    """A line a policy; the world's own score has a column where it says more than success, as WebShop's reward does."""
+    from rich import box
     from rich.table import Table
 
-    title = f"95 % intervals over tasks in brackets\nmodelled seconds, {prices}"
-    table = Table(title=title, box=box.SIMPLE_HEAD)
+    has_score = any(row.summary.score != row.summary.success for row in rows if not np.isnan(row.summary.score))
+    table = Table(title=f"95 % intervals over tasks in brackets\nmodelled seconds, {prices}", box=box.SIMPLE_HEAD)
     table.add_column("policy", no_wrap=True)
-    for title in ("success %", "time,\nsolved", "speed-\nup", "time,\nall", "speed-\nup", "high\n%", "steps", "return"):
+    times = ("time,\nsolved", "speed-\nup", "time,\nall", "speed-\nup")
+    for title in ("success %", *(["score"] if has_score else []), *times, "high\n%", "steps", "return"):
         table.add_column(title, justify="right", no_wrap=True)
     for row in rows:
         s = row.summary
         table.add_row(
             s.policy,
             f"{100 * s.success:.1f} [{100 * s.success_ci.low:.0f}, {100 * s.success_ci.high:.0f}]",
+            *([_number(s.score, 3)] if has_score else []),
             *(_number(value, 2) for value in (s.time_success_s, s.speedup_success, s.time_all_s, s.speedup_all)),
             _number(100 * s.high_share, 0),
             _number(s.steps, 1),
             _number(s.mean_return, 3),
             style={"router": "bold", "random": "dim"}.get(row.kind),
         )
-    paired = Table(title="paired differences, the same tasks", box=box.SIMPLE_HEAD)
-    paired.add_column("policy", no_wrap=True)
+    return table
+
+
+def difference_table(differences: Sequence[Difference]) -> Any:
+    """A line a pair of policies, task by task."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title="paired differences, the same tasks", box=box.SIMPLE_HEAD)
+    table.add_column("policy", no_wrap=True)
     for title in ("success, points", "time of all, s", "return"):
-        paired.add_column(title, justify="right", no_wrap=True)
+        table.add_column(title, justify="right", no_wrap=True)
     for d in differences:
-        paired.add_row(
+        table.add_row(
             f"{d.policy} − {d.minus}",
             _gap(100 * d.success, 100 * d.success_ci.low, 100 * d.success_ci.high, 1),
             _gap(d.time_all_s, d.time_all_s_ci.low, d.time_all_s_ci.high, 2),
             _gap(d.mean_return, d.mean_return_ci.low, d.mean_return_ci.high, 3),
         )
-    console = Console()
-    # A file or a narrow window gets whole lines rather than numbers cut in the middle.
-    console.width = max(console.width, 120)
-    console.print(table, paired)
+    return table
 
 
 def _gap(value: float, low: float, high: float, digits: int) -> str:

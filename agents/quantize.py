@@ -2,9 +2,9 @@
 
 The protocol is that of the paper's Appendix E: one-shot GPTQ or AWQ of every Linear layer but the output head, weights
 packed as compressed-tensors writes them, so that transformers and vLLM load the copy as it is. Differences: calibration
-texts are an expert's transcripts in the embedded world by default (``--calibration c4`` is the paper's 128 C4 documents
-of 2,048 tokens, and needs a network), round-to-nearest is there as a third method, and the group size is a flag and
-always recorded: W4A16 means groups of 128 in llmcompressor, where the paper says "per channel".
+texts are an expert's transcripts in the model's embedded world by default (``--calibration c4`` is the paper's 128 C4
+documents of 2,048 tokens, and needs a network), round-to-nearest is there as a third method, and the group size is a
+flag and always recorded: W4A16 means groups of 128 in llmcompressor, where the paper says "per channel".
 
     python agents/quantize.py --model embedded:alfworld/bf16 --method gptq --scheme W3A16 --out runs/w3-gptq
     python agents/quantize.py --model runs/webshop/model --world webshop --scheme W4A16 --out runs/webshop-w4
@@ -45,6 +45,11 @@ from dmr_gym.tasks.webshop import demonstrations as webshop
 METHODS = ("gptq", "awq", "rtn")
 SCHEMES = ("W2A16", "W3A16", "W4A16", "W8A16", "W8A8")
 CALIBRATION_PANEL, HELD_OUT_PANEL = "calibration", "validation"
+SAMPLES_HELP = "calibration texts; a transcript is a whole episode in ALFWorld, a single step in WebShop (128)"
+WORLD_HELP = (
+    "whose transcripts calibrate and give the perplexity (default: that of an embedded model; of any other it must be "
+    "given for calibration by transcripts, and alfworld gives the perplexity elsewhere)"
+)
 TRANSCRIPTS = {"alfworld": alfworld.panel_transcripts, "webshop": webshop.panel_transcripts}
 
 
@@ -61,9 +66,14 @@ class Settings:
     samples: int
     max_length: int
     held_out: int
-    world: str = "alfworld"
+    world: str | None = None
 
     def __post_init__(self) -> None:
+        named = world_of(self.model)
+        if self.world and named and self.world != named:
+            raise ConfigError(f"{self.model} is an agent of {named}, but --world {self.world} is another: leave it out")
+        if not (self.world or named) and self.calibration == "transcripts" and self.method != "rtn":
+            raise ConfigError(f"--world must say whose transcripts calibrate {self.model}: {' or '.join(TRANSCRIPTS)}")
         if self.scheme == "W8A8" and self.group_size is not None:
             raise ConfigError("W8A8 has one weight scale a channel: give --group-size channel")
         if min(self.samples, self.max_length, self.held_out, self.group_size or 1) < 1:
@@ -76,22 +86,40 @@ class Settings:
         """Bits of a weight."""
         return int(self.scheme[1])
 
+    @property
+    def transcript_world(self) -> str:
+        """The world whose transcripts calibrate and give the perplexity; ALFWorld for the latter where none is said."""
+        return self.world or world_of(self.model) or "alfworld"
+
+
+def world_of(model: str) -> str | None:
+    """The world of an embedded agent, "embedded:WORLD/NAME"; None for other models. Raises ConfigError for a third."""
+    if not model.startswith("embedded:"):
+        return None
+    world = model.removeprefix("embedded:").partition("/")[0]
+    if world not in TRANSCRIPTS:
+        raise ConfigError(f'expected "embedded:WORLD/NAME" with WORLD {" or ".join(TRANSCRIPTS)}, found {model!r}')
+    return world
+
 
 def parse(argv: Sequence[str] | None) -> Settings:
     """Read the command line."""
     parser = recipe_parser(__doc__)
-    parser.add_argument("--model", required=True, help='checkpoint folder, hub id, or "embedded:<name>"')
-    parser.add_argument("--method", choices=METHODS, default="gptq")
-    parser.add_argument("--scheme", choices=SCHEMES, default="W4A16")
+    parser.add_argument("--model", required=True, help='checkpoint folder, hub id, or "embedded:WORLD/NAME"')
+    parser.add_argument(
+        "--method",
+        choices=METHODS,
+        default="gptq",
+        help="GPTQ, AWQ, or rounding to nearest, which needs no text (gptq)",
+    )
+    parser.add_argument("--scheme", choices=SCHEMES, default="W4A16", help="bits of weights and activations (W4A16)")
     parser.add_argument("--group-size", help='weights that share a scale, or "channel" (default: 128; W8A8: channel)')
     parser.add_argument("--calibration", default="transcripts", help='"transcripts", "c4", or a .txt or .jsonl file')
     parser.add_argument("--out", type=Path, required=True, help="folder of the copy; must not exist")
-    parser.add_argument("--samples", type=int, default=128, help="calibration texts (128)")
+    parser.add_argument("--samples", type=int, default=128, help=SAMPLES_HELP)
     parser.add_argument("--max-length", type=int, default=2048, help="tokens kept of each of them (2048)")
     parser.add_argument("--held-out", type=int, default=64, help="transcripts for the perplexity (64)")
-    parser.add_argument(
-        "--world", choices=sorted(TRANSCRIPTS), default="alfworld", help="of the transcripts (alfworld)"
-    )
+    parser.add_argument("--world", choices=sorted(TRANSCRIPTS), help=WORLD_HELP)
     values = vars(parser.parse_args(argv))
     group = values["group_size"] or ("channel" if values["scheme"] == "W8A8" else "128")
     if group != "channel" and not group.isdigit():
@@ -158,7 +186,7 @@ def calibration_texts(settings: Settings, tokenizer: Any) -> list[str]:
     if settings.method == "rtn":
         return []
     if settings.calibration == "transcripts":
-        texts = TRANSCRIPTS[settings.world](CALIBRATION_PANEL, settings.samples)
+        texts = TRANSCRIPTS[settings.transcript_world](CALIBRATION_PANEL, settings.samples)
     elif settings.calibration == "c4":
         texts = c4_documents(tokenizer, settings.samples, settings.max_length)
     else:
@@ -271,7 +299,7 @@ def describe(settings: Settings, count: int, seconds: float, scores: dict[str, A
         "calibration": name_of(settings.calibration) if count else "none",
         "calibration_samples": count,
         "max_length": settings.max_length,
-        "perplexity_on": f"{settings.held_out} transcripts of the {HELD_OUT_PANEL} panel",
+        "perplexity_on": f"{settings.held_out} {settings.transcript_world} transcripts of the {HELD_OUT_PANEL} panel",
         "perplexity": scores,
         "bytes": sum(path.stat().st_size for path in files),
         "seconds": round(seconds, 1),
@@ -294,7 +322,7 @@ def write_card(settings: Settings, facts: dict[str, Any], folder: Path) -> None:
         how=f"{settings.method.upper()} {settings.scheme}",
         note=PROJECTED if settings.bits < 4 else "",
         rows="\n".join(f"| {key} | {value} |" for key, value in table.items()),
-        options=" ".join(f"--{key.replace('_', '-')} {value}" for key, value in options.items()),
+        options=" ".join(f"--{key.replace('_', '-')} {value}" for key, value in options.items() if value is not None),
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
 
@@ -306,7 +334,7 @@ def make_copy(settings: Settings, folder: Path) -> dict[str, Any]:
     check_feasible(settings, layout)
     tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     texts = calibration_texts(settings, tokenizer)
-    held_out = TRANSCRIPTS[settings.world](HELD_OUT_PANEL, settings.held_out)
+    held_out = TRANSCRIPTS[settings.transcript_world](HELD_OUT_PANEL, settings.held_out)
     scores = {"before": perplexity(source, held_out, "the original")}
     seconds = quantize(settings, source, tokenizer, texts, layout.head, folder)
     scores["after"] = perplexity(folder, held_out, "the copy")

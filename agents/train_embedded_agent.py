@@ -18,32 +18,32 @@ A killed run goes on from its last checkpoint with ``--resume`` and ends in the 
 
 from __future__ import annotations
 
-import argparse
+import contextlib
 import itertools
 import json
 import math
 import random
-import re
-import string
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from dmr_gym.command_line import run
-from dmr_gym.induction import write_induction
+from dmr_gym import agent_tokenizer
+from dmr_gym.command_line import recipe_parser, run
+from dmr_gym.errors import ConfigError
+from dmr_gym.induction import absent_rows_kept, write_induction
 from dmr_gym.optim import Muon
 from dmr_gym.runs import provenance, write_json
 from dmr_gym.tasks.alfworld import demonstrations as alfworld
 from dmr_gym.tasks.webshop import demonstrations as webshop
+from dmr_gym.tasks.webshop.drills import drill
 from dmr_gym.training import claim_folder, load_training_state, save_training_state
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -51,69 +51,63 @@ FIGURES = ("loss", "command_loss", "command_accuracy")
 MACHINE = ("out", "resume", "threads", "device", "compile")
 WORLDS = ("alfworld", "webshop")
 TOKENIZER_EPISODES = {"alfworld": 4000, "webshop": 800}
-END_OF_TEXT = "<|endoftext|>"
-ASIN = "|".join(
-    [r" ?(?<![0-9a-z])b0(?=[0-9a-z]{8}(?![0-9a-z]))"]
-    + [rf"(?<=b0[0-9a-z]{{{n}}})[0-9a-z]{{2}}(?=[0-9a-z]{{{6 - n}}}(?![0-9a-z]))" for n in (0, 2, 4, 6)]
-)
-"""WebShop's product numbers in five pieces of two: rare enough on a page to be copied one after the other."""
-WORDS = Regex(ASIN + r"| ?[\[\]]| ?\p{L}+| ?\p{N}+|\n| ?[^\s\p{L}\p{N}\[\]]+|\s")
+POOL = 16
+HEAD_DIM = 64
+
+
+def option(default: Any, text: str) -> Any:
+    """A field of `Args` with the help of its command-line option."""
+    return field(default=default, metadata={"help": text})
 
 
 @dataclass(frozen=True)
 class Args:
     """Settings of a run; every one is a command-line option."""
 
-    world: str = "alfworld"
-    """alfworld or webshop"""
-    out: str = "runs/embedded_agent"
-    """folder of checkpoints, logs and the final model"""
-    updates: int = 4500
-    """optimizer updates in all"""
-    tokens_per_update: int = 2048
-    """tokens of one update, padding included"""
-    max_tokens: int = 1024
-    """longest sequence; a longer transcript is cut there, a longer prompt is left out"""
-    vocab_size: int = 1024
-    """entries of the byte-pair vocabulary, a multiple of 128"""
-    hidden_size: int = 128
-    """width; quantization groups of 128 need a multiple of 128"""
-    intermediate_size: int = 384
-    """width of the MLPs, a multiple of 128"""
-    layers: int = 6
-    """Transformer layers"""
-    heads: int = 4
-    """query heads of 64; half as many key-value heads"""
-    muon_lr: float = 0.02
-    """peak learning rate of the matrices"""
-    adam_lr: float = 3e-3
-    """peak learning rate of embeddings and norms"""
-    warmup: int = 100
-    """updates until the peak"""
-    decay: float = 0.6
-    """last share of the run in which the rates fall linearly to zero"""
-    observation_weight: float = 0.2
-    """loss weight of the world's tokens; the expert's commands weigh 1"""
-    drill_updates: int = 0
-    """first updates, which are copying drills of rising length (WebShop)"""
-    induction: bool = False
-    """begin with written induction heads, which copy rare names at once, and keep rare tokens apart (WebShop)"""
-    noisy_episodes: float = 0.6
-    """share of episodes with mistakes"""
-    noise: float = 0.15
-    """chance of a mistake at a step of such an episode"""
-    seed: int = 0
-    """seed of initial weights and of the demonstrations"""
-    checkpoint_every: int = 250
-    """updates between checkpoints"""
-    threads: int = 2
-    """CPU threads"""
-    compile: bool = False
-    """compile the model first: 1 to 2 minutes, then about twice the tokens/s on a CPU (needs a C++ compiler)"""
-    device: str = "cpu"
-    """torch device"""
-    resume: bool = False
-    """go on from the last checkpoint in --out"""
+    world: str = option("alfworld", "alfworld or webshop")
+    out: str = option("runs/embedded_agent", "folder of checkpoints, logs and the final model")
+    updates: int = option(4500, "optimizer updates in all")
+    tokens_per_update: int = option(2048, "tokens of one update, padding included")
+    max_tokens: int = option(1024, "longest sequence; a longer transcript is cut there, a longer prompt is left out")
+    vocab_size: int = option(1024, "entries of the byte-pair vocabulary, a multiple of 128")
+    hidden_size: int = option(128, "width; quantization groups of 128 need a multiple of 128")
+    intermediate_size: int = option(384, "width of the MLPs, a multiple of 128")
+    layers: int = option(6, "Transformer layers")
+    heads: int = option(4, "query heads of 64; half as many key-value heads")
+    muon_lr: float = option(0.02, "peak learning rate of the matrices")
+    adam_lr: float = option(3e-3, "peak learning rate of embeddings and norms")
+    warmup: int = option(100, "updates until the peak")
+    decay: float = option(0.6, "last share of the run in which the rates fall linearly to zero")
+    observation_weight: float = option(0.2, "loss weight of the world's tokens; the expert's commands weigh 1")
+    drill_updates: int = option(0, "first updates, which are copying drills of rising length (WebShop)")
+    induction: bool = option(
+        False, "begin with written induction heads, which copy rare names at once, and keep rare tokens apart"
+    )
+    noisy_episodes: float = option(0.6, "share of episodes with mistakes")
+    noise: float = option(0.15, "chance of a mistake at a step of such an episode")
+    seed: int = option(0, "seed of initial weights and of the demonstrations")
+    checkpoint_every: int = option(250, "updates between checkpoints")
+    threads: int = option(2, "CPU threads")
+    compile: bool = option(
+        False, "compile the model: 1 to 2 minutes, then twice the tokens/s on a CPU; needs a C++ compiler"
+    )
+    device: str = option("cpu", "torch device")
+    resume: bool = option(False, "go on from the last checkpoint in --out")
+
+    def __post_init__(self) -> None:
+        counts = ("updates", "tokens_per_update", "max_tokens", "layers", "warmup", "checkpoint_every", "threads")
+        for name in counts:
+            if getattr(self, name) < 1:
+                raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+        for name in ("vocab_size", "hidden_size", "intermediate_size"):
+            if getattr(self, name) < 128 or getattr(self, name) % 128:
+                raise ConfigError(f"--{name.replace('_', '-')} must be a multiple of 128, got {getattr(self, name)}")
+        if self.heads < 2 or self.heads % 2:
+            raise ConfigError(f"--heads must be even, two query heads share one of keys and values; got {self.heads}")
+        if not 0 < self.decay <= 1:
+            raise ConfigError(f"--decay is a share of the run in (0, 1], got {self.decay}")
+        if self.drill_updates < 0 or (self.drill_updates and self.world != "webshop"):
+            raise ConfigError(f"--drill-updates are for --world webshop; got {self.drill_updates} in {self.world}")
 
 
 # ---------------------------------------------------------------- data
@@ -135,61 +129,13 @@ def sequences(seed: int, args: Args) -> Iterator[list[tuple[str, float]]]:
             yield [(prompt, args.observation_weight), (answer, 1.0)]
 
 
-BRACKETS = re.compile(r"\[(?!back to|< prev|next >|description|features|reviews|buy now)([^\[\]\n]+)\]")
-
-
-def drill(prompt: str, seed: int, hardness: float) -> list[tuple[str, float]]:
-    """A copying exercise on a page: answers that repeat what stands in brackets and spans of the task, in random order.
-
-    Args:
-        prompt: of a step.
-        seed: of the demonstration.
-        hardness: 0 shows two names alone, 1 the whole prompt.
-    """
-    rng = random.Random(f"drill {seed} {prompt}")
-    task, page = prompt.split("\n", 1)
-    words = task.split()[1:]
-    starts = [rng.randrange(len(words)) for _ in range(3)]
-    spans = [" ".join(words[start : start + rng.randint(2, 6)]) for start in starts]
-    names = list(dict.fromkeys([*BRACKETS.findall(page), spans[0]]))
-    rng.shuffle(names)
-    names = names[: 2 + round(hardness * rng.random() * len(names))]
-    answers = [f"click[{name}]" for name in names]
-    if rng.random() < hardness:
-        shown = f"Copy{prompt.removeprefix('Task')}"
-        answers = [answer for answer in answers if spans[0] not in answer] + [f"search[ {span}]" for span in spans]
-    else:
-        shown = "Copy: " + " ".join(f"[{name}]" for name in names) + "\n>"
-        answers *= 2
-    rng.shuffle(answers)
-    return [(shown, 0.05), ("\n>".join(f" {answer}" for answer in answers) + "\n", 1.0)]
-
-
 def train_tokenizer(args: Args, episodes: int | None = None) -> PreTrainedTokenizerFast:
-    """A byte-level BPE whose pieces never span two words or numbers; a space belongs to what follows it."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(WORDS, "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=args.vocab_size,
-        special_tokens=[END_OF_TEXT],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
+    """The tokenizer of a world, trained on demonstrations that no batch has."""
     demonstrations = (sequences(-1 - index, args) for index in range(episodes or TOKENIZER_EPISODES[args.world]))
     texts = ["".join(text for text, _ in sequence) for sequence in itertools.chain.from_iterable(demonstrations)]
-    numbers = " ".join(str(number) for number in range(1, 41))
-    texts += [f" {numbers}"] * 100
-    if args.world == "webshop":
-        pairs = ["".join(pair) for pair in itertools.product(string.digits + string.ascii_lowercase, repeat=2)]
-        # Option values stand behind a bracket, where no space begins them.
-        words = Counter(word for text in texts for word in re.findall(r" ([a-z]{2,})", text))
-        texts += [f"[{word}]" * (count // 4) for word, count in words.items()]
-        texts += [f"[b0{''.join(pairs[first : first + 4])}]" for first in range(0, len(pairs), 4)] * 200
-    tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT)
+    tokenizer = agent_tokenizer.train_tokenizer(texts, args.vocab_size, product_numbers=args.world == "webshop")
+    end = agent_tokenizer.END_OF_TEXT
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=end, pad_token=end)
 
 
 def encode(
@@ -208,9 +154,6 @@ def encode(
         # A prompt that is cut has lost its answer; a transcript that is cut has lost only its end.
         if args.world == "alfworld" or len(ids) <= args.max_tokens:
             yield ids[: args.max_tokens], weights[: args.max_tokens]
-
-
-POOL = 16
 
 
 def pool_rows(pool: int, tokenizer: PreTrainedTokenizerFast, args: Args) -> list[tuple[list[int], list[float]]]:
@@ -270,7 +213,7 @@ def learning_rate_scale(update: int, args: Args) -> float:
 
 
 def build_model(args: Args) -> Qwen3ForCausalLM:
-    """A Qwen3 with random weights."""
+    """A Qwen3 with random weights. Raises ConfigError where induction heads do not fit its sizes."""
     torch.manual_seed(args.seed)
     config = Qwen3Config(
         vocab_size=args.vocab_size,
@@ -279,7 +222,7 @@ def build_model(args: Args) -> Qwen3ForCausalLM:
         num_hidden_layers=args.layers,
         num_attention_heads=args.heads,
         num_key_value_heads=args.heads // 2,
-        head_dim=64,
+        head_dim=HEAD_DIM,
         max_position_embeddings=4096,
         tie_word_embeddings=True,
         rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
@@ -287,7 +230,18 @@ def build_model(args: Args) -> Qwen3ForCausalLM:
         eos_token_id=0,
         pad_token_id=0,
     )
-    return Qwen3ForCausalLM._from_config(config, attn_implementation="eager")
+    model = Qwen3ForCausalLM._from_config(config, attn_implementation="eager")
+    if args.induction:
+        write_induction(model, args.seed)
+    return model
+
+
+def make_optimizers(model: Qwen3ForCausalLM, args: Args) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices, AdamW for embeddings and norms."""
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+    others = [p for name, p in model.named_parameters() if not (p.ndim == 2 and "embed" not in name)]
+    adam = torch.optim.AdamW(others, args.adam_lr, betas=(0.9, 0.95), weight_decay=0)
+    return [Muon(matrices, args.muon_lr), adam]
 
 
 def weighted_loss(logits: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -299,74 +253,69 @@ def weighted_loss(logits: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor
     return (losses * scale).sum() / scale.sum(), torch.stack([losses[is_command].mean().detach(), right])
 
 
+@dataclass
+class Trainer:
+    """A model with its optimizers; ``forward`` is the model, compiled or not."""
+
+    args: Args
+    model: Qwen3ForCausalLM
+    optimizers: list[torch.optim.Optimizer]
+    forward: Any
+
+    def step(self, update: int, ids: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, float]:
+        """Learn from a batch, (B, T) ids and weights; returns the values of `FIGURES`, (3,), and the gradient norm."""
+        for optimizer, peak in zip(self.optimizers, (self.args.muon_lr, self.args.adam_lr), strict=True):
+            optimizer.param_groups[0]["lr"] = peak * learning_rate_scale(update, self.args)
+        loss, command = weighted_loss(self.forward(input_ids=ids, use_cache=False).logits, ids, weights)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        embedding = self.model.get_input_embeddings().weight
+        with absent_rows_kept(embedding, ids) if self.args.induction else contextlib.nullcontext():
+            for optimizer in self.optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+        return torch.tensor([loss.item(), *command.tolist()]), norm.item()
+
+
 def train(args: Args) -> Path:
     """Train, log, and return the folder of the final bf16 model."""
     torch.set_num_threads(args.threads)
     folder = Path(args.out)
+    model = build_model(args)  # first, as sizes that do not fit must not claim a folder
     claim_folder(folder, asdict(args), args.resume, MACHINE)
     tokenizer = train_tokenizer(args)
-    model = build_model(args)
-    if args.induction:
-        write_induction(model, args.seed)
     model.to(args.device)
-    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
-    others = [p for name, p in model.named_parameters() if not (p.ndim == 2 and "embed" not in name)]
-    optimizers = [
-        Muon(matrices, args.muon_lr),
-        torch.optim.AdamW(others, args.adam_lr, betas=(0.9, 0.95), weight_decay=0),
-    ]
-    peaks = [args.muon_lr, args.adam_lr]
-    progress = load_training_state(folder / CHECKPOINT, model, optimizers)
+    forward = torch.compile(model, dynamic=True) if args.compile else model
+    trainer = Trainer(args, model, make_optimizers(model, args), forward)
+    progress = load_training_state(folder / CHECKPOINT, model, trainer.optimizers)
     start = int(progress.get("update", 0))
     log, began = SummaryWriter(str(folder / "tensorboard")), time.perf_counter() - progress.get("seconds", 0.0)
     stream = zip(range(start, args.updates), batches(tokenizer, args, start), strict=False)
     bar = tqdm(stream, initial=start, total=args.updates, unit="update", mininterval=5)
-    smooth = torch.zeros(3)
-    forward = torch.compile(model, dynamic=True) if args.compile else model
+    smooth = torch.zeros(len(FIGURES))
     for update, (ids, weights) in bar:
-        ids, weights = ids.to(args.device), weights.to(args.device)
-        for optimizer, peak in zip(optimizers, peaks, strict=True):
-            optimizer.param_groups[0]["lr"] = peak * learning_rate_scale(update, args)
-        loss, command = weighted_loss(forward(input_ids=ids, use_cache=False).logits, ids, weights)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        kept = absent_rows(model, ids) if args.induction else None
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
-        if kept is not None:
-            with torch.no_grad():
-                model.get_input_embeddings().weight[kept[0]] = kept[1]
-        figures = torch.tensor([loss.item(), *command.tolist()])
+        figures, norm = trainer.step(update, ids.to(args.device), weights.to(args.device))
         # A batch of one long transcript that is cut before the expert speaks has no command to be right about.
         figures = torch.where(figures.isnan(), smooth, figures)
         smooth = figures if update == start else smooth.lerp(figures, 0.02)
         bar.set_postfix_str(f"loss {smooth[0]:.3f} command loss {smooth[1]:.4f} right {smooth[2]:.4f}", refresh=False)
-        for name, value in zip(FIGURES, figures.tolist(), strict=True):
+        for name, value in zip((*FIGURES, "gradient_norm"), (*figures.tolist(), norm), strict=True):
             log.add_scalar(f"train/{name}", value, update)
-        log.add_scalar("train/gradient_norm", norm.item(), update)
         if (update + 1) % args.checkpoint_every == 0 or update + 1 == args.updates:
-            spent = time.perf_counter() - began
-            progress = {"update": update + 1, "seconds": round(spent)}
-            save_training_state(folder / CHECKPOINT, model, optimizers, progress)
+            progress = {"update": update + 1, "seconds": round(time.perf_counter() - began)}
+            save_training_state(folder / CHECKPOINT, model, trainer.optimizers, progress)
             save_model(folder / "model", model, tokenizer)
-            record = dict(zip(FIGURES, (round(value, 5) for value in smooth.tolist()), strict=True))
-            write_json(folder / "training.json", {"settings": asdict(args), **progress, **record, **provenance()})
-            with (folder / "history.jsonl").open("a") as file:
-                file.write(json.dumps(progress | record) + "\n")
+            write_record(folder, args, progress, smooth)
     log.close()
     return folder / "model"
 
 
-def absent_rows(model: Qwen3ForCausalLM, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Which tokens a batch does not have, (V,) bool, and their embeddings, to be put back after the update.
-
-    They feel only the softmax, all in one direction. Adam would blow that up to full steps until rare tokens cannot be
-    told apart, which copying needs.
-    """
-    embedding = model.get_input_embeddings().weight.detach()
-    absent = torch.ones(len(embedding), dtype=torch.bool, device=ids.device).index_fill_(0, ids.flatten(), False)
-    return absent, embedding[absent].clone()
+def write_record(folder: Path, args: Args, progress: dict[str, float], smooth: torch.Tensor) -> None:
+    """Write training.json, all of the run so far, and a line of history.jsonl."""
+    record = dict(zip(FIGURES, (round(value, 5) for value in smooth.tolist()), strict=True))
+    write_json(folder / "training.json", {"settings": asdict(args), **progress, **record, **provenance()})
+    with (folder / "history.jsonl").open("a") as file:
+        file.write(json.dumps(progress | record) + "\n")
 
 
 def save_model(folder: Path, model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -377,20 +326,23 @@ def save_model(folder: Path, model: Qwen3ForCausalLM, tokenizer: PreTrainedToken
     tokenizer.save_pretrained(folder)
 
 
+def parse_args(argv: Sequence[str] | None) -> Args:
+    """Read the command line: an option for each field of `Args`."""
+    parser = recipe_parser(__doc__)
+    for entry in fields(Args):
+        name, default = f"--{entry.name.replace('_', '-')}", entry.default
+        if isinstance(default, bool):
+            parser.add_argument(name, action="store_true", help=entry.metadata["help"])
+        else:
+            choices = WORLDS if entry.name == "world" else None
+            text = f"{entry.metadata['help']} (default: %(default)s)"
+            parser.add_argument(name, type=type(default), default=default, choices=choices, help=text)
+    return Args(**vars(parser.parse_args(argv)))
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the options and train."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    helps = re.findall(r'^    (\w+): .*\n    """(.*)"""', Path(__file__).read_text(), flags=re.MULTILINE)
-    for name, text in helps:
-        default = getattr(Args(), name)
-        option = f"--{name.replace('_', '-')}"
-        if isinstance(default, bool):
-            parser.add_argument(option, action="store_true", help=text)
-        else:
-            choices = WORLDS if name == "world" else None
-            text = f"{text} (default {default})"
-            parser.add_argument(option, type=type(default), default=default, choices=choices, help=text)
-    print(f"model: {train(Args(**vars(parser.parse_args(argv))))}")
+    print(f"model: {train(parse_args(argv))}")
 
 
 if __name__ == "__main__":

@@ -3,11 +3,12 @@
 A step is labelled with the lowest precision whose KL stays under a threshold (Eq. 5), and the router learns the labels
 by class-weighted cross-entropy (Eq. 6): one causal pass scores all decisions of an episode.
 
-How this differs from the paper, which does not state these choices:
+How this differs from the paper, which does not state the first two choices:
 
 1. The threshold is the middle of the plateau that `dmr_gym.calibration.find_plateau` finds; ``--threshold`` sets it.
 2. AdamW 3e-4 with weight decay 0.01, 20 epochs at most, stopped early on the balanced accuracy of held-out tasks.
 3. ``--steps action`` (AO) takes the threshold and the loss from action steps alone, ``--steps all`` (AS) from all.
+   In WebShop the paper trains on click steps only; here searches are action steps as well.
 
     python agents/train_kl_st.py --data runs/kl --out runs/kl-st
     tensorboard --logdir runs/kl-st/tensorboard

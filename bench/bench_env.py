@@ -20,7 +20,7 @@ import gymnasium
 import numpy as np
 
 import dmr_gym  # noqa: F401 - registers the ids
-from dmr_gym.backends import make_backend
+from dmr_gym.backends import make_backend, with_world
 from dmr_gym.cache import CachedBackend, CachedEncoder, CompletionCache
 from dmr_gym.command_line import env_config
 from dmr_gym.encoders import make_encoder
@@ -103,7 +103,7 @@ def time_shares(settings: dict[str, Any], steps: int) -> dict[str, dict[str, flo
     """Processor milliseconds a step by part, cold and warm. Parts are disjoint; "rest" is the environment itself."""
     precisions, store = settings["precisions"], CompletionCache(None)
     seconds: dict[str, float] = defaultdict(float)
-    backend = Timed(make_backend(settings["backend"], precisions), seconds, "LLM")
+    backend = Timed(make_backend(with_world(settings["backend"], settings["task"]), precisions), seconds, "LLM")
     encoder = Timed(make_encoder(settings["encoder"]), seconds, "encoder")
     parts = {
         "task": Timed(make_task(settings["task"], **settings["task_kwargs"]), seconds, "world and prompt"),

@@ -1,10 +1,11 @@
 """Speed, start and memory of the WebShop engine, beside what was recorded of the original.
 
 Speed is steps a second over recorded episodes of the original, actions in their recorded order, with what can be
-clicked asked for after each step, as an agent would; a reset counts as a step. "first" plays them in a fresh process,
-so that every search is computed and every page made; "again" finds most of both in the engine's caches. The start is
-measured in fresh processes from the first import to the first purchase: "cold" reads the data files and builds the
-index, "warm" maps the index from disk. Speed counts seconds of processor time, starts are wall-clock.
+clicked asked for after each step, as an agent would; a reset counts as a step. The first figure is of a fresh process
+that has made one purchase: searches are computed and pages made when they first occur. "again" finds most of both in
+the engine's caches. The start is measured in fresh processes from the first import to the first purchase: "cold" reads
+the data files and builds the index, "warm" maps the index from disk. Speed counts seconds of processor time, starts are
+wall-clock, megabytes the most that was resident at a time.
 
     python bench/bench_webshop.py
     python bench/bench_webshop.py --data DIR --episodes FILE
@@ -48,6 +49,14 @@ def read_episodes(path: Path) -> list[Episode]:
     with gzip.open(path, "rt", encoding="utf-8") as file:
         records = [json.loads(line) for line in file]
     return [(record["session"], [step["action"] for step in record["steps"][1:]]) for record in records]
+
+
+def write_episodes(episodes: Sequence[Episode], path: Path) -> None:
+    """Write what `read_episodes` reads."""
+    with gzip.open(path, "wt", encoding="utf-8") as file:
+        for session, actions in episodes:
+            steps = [{"action": action} for action in (None, *actions)]
+            file.write(json.dumps({"session": session, "steps": steps}) + "\n")
 
 
 def draw_episodes(engine: Any) -> list[Episode]:
@@ -98,11 +107,23 @@ def measure_snapshots(engine: Any) -> float:
     return (time.process_time() - start) / count
 
 
-def measure_here(data: Path, episodes_path: Path | None) -> dict[str, float]:
+def peak_mb() -> float:
+    """The most memory of this process that was resident at a time.
+
+    On Linux ``ru_maxrss`` of a child begins with what its parent had, so the kernel's own mark is read there.
+    """
+    status = Path("/proc/self/status")
+    for line in status.read_text().splitlines() if status.exists() else ():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) / 1e3
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1e6 if sys.platform == "darwin" else 1e3)
+
+
+def measure_here(data: Path, episodes_path: Path) -> dict[str, float]:
     """Figures of this process, which must be a fresh one."""
     start = time.perf_counter()
     from dmr_gym.tasks.webshop.engine import WebShopEngine
-    from dmr_gym.tasks.webshop.storefront import storefront_of
 
     engine = WebShopEngine(data)
     engine.reset(0)
@@ -111,22 +132,18 @@ def measure_here(data: Path, episodes_path: Path | None) -> dict[str, float]:
     engine.step("click[buy now]")
     assert engine.done
     figures = {"start_s": time.perf_counter() - start}
-    episodes = read_episodes(episodes_path) if episodes_path else draw_episodes(engine)
-    front = storefront_of(engine.shop)
-    for cache in (front.pieces, front.search, front.nouns):
-        cache.cache_clear()  # drawing episodes has filled them
+    episodes = read_episodes(episodes_path)
     figures["first_s"] = seconds_a_step(engine, episodes, 0)
     figures["again_s"] = seconds_a_step(engine, episodes, LEAST_SECONDS)
     figures["snapshot_s"] = measure_snapshots(engine)
-    figures["megabytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    figures["megabytes"] = peak_mb()
     figures["steps"] = sum(1 + len(actions) for _, actions in episodes)
     return figures
 
 
-def measure_in_fresh_process(data: Path, episodes: Path | None) -> dict[str, float]:
+def measure_in_fresh_process(data: Path, episodes: Path) -> dict[str, float]:
     """`measure_here` in a process of its own."""
-    command = [sys.executable, __file__, "--here", "--data", str(data)]
-    command += ["--episodes", str(episodes)] if episodes else []
+    command = [sys.executable, __file__, "--here", "--data", str(data), "--episodes", str(episodes)]
     run = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     figures: dict[str, float] = json.loads(run.stdout.splitlines()[-1])
     return figures
@@ -144,6 +161,11 @@ def measure(data: Path | None, episodes: Path | None) -> dict[str, float]:
             folder.mkdir()
             for path in data.glob("*.json"):
                 shutil.copyfile(path, folder / path.name)
+        if episodes is None:
+            from dmr_gym.tasks.webshop.engine import WebShopEngine
+
+            episodes = Path(name) / "episodes.jsonl.gz"
+            write_episodes(draw_episodes(WebShopEngine(folder, index_dir=Path(name) / "index")), episodes)
         cold = measure_in_fresh_process(folder, episodes)
         warm = [measure_in_fresh_process(folder, episodes) for _ in range(STARTS)]
     middle = {key: sorted(figures[key] for figures in warm)[STARTS // 2] for key in warm[0]}
@@ -183,12 +205,14 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     episodes = args.episodes if args.episodes.is_file() else None
     if args.here:
         with contextlib.redirect_stdout(sys.stderr):
-            figures = measure_here(args.data, episodes)
+            figures = measure_here(args.data, args.episodes)
         print(json.dumps(figures))
         return figures
     data = args.data if args.data.is_dir() else None
-    figures = measure(data, episodes if data else None)
-    print("a generated shop, actions drawn at random" if data is None else f"{data}, recorded episodes")
+    episodes = episodes if data else None
+    figures = measure(data, episodes)
+    kind = "actions drawn at random" if episodes is None else "recorded episodes"
+    print(f"{'a generated shop' if data is None else data}, {kind}")
     show(figures)
     return figures
 

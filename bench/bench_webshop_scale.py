@@ -1,13 +1,17 @@
-"""The search index at growing numbers of products: time and memory to build it, bytes on disk, time to search.
+"""Search index and engine at growing numbers of products: time and memory of building and starting, disk, searches.
 
 Products are invented while the index is built, never held together. Their texts have 5 kB on average and more than 400
 different terms: 8,000 usual words that follow Zipf's law, rare ones that make the vocabulary grow about as fast as that
 of the official texts, stop words, and punctuation. A query is 3 to 10 words of one product, so frequent ones are among
-them; none is asked twice. Building and searching run in processes of their own, so that memory is theirs. Times are
-wall-clock.
+them; none is asked twice.
+
+The same products, in the format of WebShop's files, are then opened by the engine. "all s" and "all MB" are its first
+start, which reads the files and builds catalogue, goals, nouns and index; "start s" is a later one up to the first
+purchase, after which "own" and "map" megabytes are resident. Each stage runs in a process of its own, so that its
+memory is its own. Times are wall-clock.
 
     python bench/bench_webshop_scale.py                                        # 1,000 and 10,000 products
-    python bench/bench_webshop_scale.py --products 1000 10000 100000 1180000   # some minutes and 10 GB of disk
+    python bench/bench_webshop_scale.py --products 1000 10000 100000 1180000   # hours and 30 GB of disk
 """
 
 from __future__ import annotations
@@ -16,7 +20,6 @@ import argparse
 import functools
 import importlib.util
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -30,9 +33,12 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from bench.bench_webshop import peak_mb  # noqa: E402
 from dmr_gym.runs import provenance, write_atomically, write_json  # noqa: E402
 from dmr_gym.tasks.webshop.analyzer import STOP_WORDS, analyse  # noqa: E402
+from dmr_gym.tasks.webshop.engine import WebShopEngine  # noqa: E402
 from dmr_gym.tasks.webshop.index import SearchIndex, build_index  # noqa: E402
+from dmr_gym.tasks.webshop.shop import INDEX_FOLDER, open_shop  # noqa: E402
 
 SEED = 20
 BLOCK_PRODUCTS = 256
@@ -41,6 +47,15 @@ VOCABULARY, USUAL_WORDS, FLATTENING, RARE_SHARE = 50_000_000, 8000, 4, 0.08
 OWN_WORDS, OWN_SHARE, STOP_SHARE = 60, 0.15, 0.22
 QUERIES, WARM_UP = 500, 20
 P50_GOAL_MS, P99_GOAL_MS = 5, 30
+TITLE_WORDS, COLORS, SIZES = 12, 3, 2
+STAGES = ("build", "search", "files", "open", "start")
+COLUMNS = (
+    *(("products", "products", 9, 0), ("B each", "text_bytes_a_product", 7, 0), ("terms", "terms_a_product", 6, 0)),
+    *(("build s", "build_s", 8, 1), ("peak MB", "build_peak_mb", 8, 0), ("disk MB", "disk_mb", 9, 1)),
+    *(("p50 ms", "p50_ms", 8, 3), ("p99 ms", "p99_ms", 8, 3), ("own MB", "search_own_mb", 7, 0)),
+    *(("map MB", "search_mapped_mb", 7, 0), ("all s", "open_s", 8, 1), ("all MB", "open_peak_mb", 7, 0)),
+    *(("start s", "start_s", 8, 2), ("own MB", "engine_own_mb", 7, 0), ("map MB", "engine_mapped_mb", 7, 0)),
+)
 
 MARKS, PLAIN_TO_MARKED = ("", ",", ".", ";"), 16
 SYLLABLES = [consonant + vowel for consonant in "bcdfghjklmnpqrstvwxz" for vowel in "aeiou"]
@@ -123,10 +138,83 @@ class Products:
             yield from block
 
 
+def draw_asins(n_products: int) -> np.ndarray:
+    """Asins in no order; (n_products,) text."""
+    return np.char.add("B", np.char.zfill(np.random.default_rng(SEED).permutation(n_products).astype(str), 9))
+
+
+def official_row(asin: str, text: str) -> dict[str, Any]:
+    """A product with this text in the format of ``items_shuffle.json``."""
+    words = text.split()
+    middle = (TITLE_WORDS + len(words)) // 2
+    values = [{"value": value} for value in words[: COLORS + SIZES]]
+    return {
+        "asin": asin,
+        "name": " ".join(words[:TITLE_WORDS]),
+        "full_description": " ".join(words[TITLE_WORDS:middle]),
+        "small_description": [" ".join(words[middle:])],
+        "pricing": f"${5 + len(words) / 100}",
+        "customization_options": {"color": values[:COLORS], "size": values[COLORS:]},
+        "images": [f"https://example.org/{asin}.jpg"],
+        "product_category": f"{words[0]} \u203a {words[1]}",
+        "category": ("beauty", "electronics", "fashion", "garden", "grocery")[len(words) % 5],
+        "query": " ".join(words[1:3]),
+    }
+
+
+def write_files(n_products: int, folder: Path) -> dict[str, float]:
+    """Write the products as official files, one at a time."""
+    start = time.perf_counter()
+    names = ("items_shuffle", "items_ins_v2", "title_nouns")
+    items, entries, nouns = files = [(folder / f"{name}.json").open("w", encoding="utf-8") for name in names]
+    for file, opening in zip(files, "[{{", strict=True):
+        file.write(opening)
+    asins = draw_asins(n_products).tolist()
+    for place, (asin, text) in enumerate(zip(asins, Products(n_products).texts(), strict=True)):
+        row, comma = official_row(asin, text), ",\n" if place else ""
+        wanted = text.split()[-2:]
+        entry = {"attributes": wanted, "instruction": f"Find me {row['query']}", "instruction_attributes": wanted}
+        items.write(comma + json.dumps(row))
+        entries.write(f'{comma}"{asin}": {json.dumps(entry)}')
+        nouns.write(f'{comma}"{asin}": {json.dumps(row["name"].split())}')
+    for file, closing in zip(files, "]}}", strict=True):
+        file.write(closing)
+        file.close()
+    return {"files_s": time.perf_counter() - start, "files_mb": sum(map(file_mb, folder.glob("*.json")))}
+
+
+def file_mb(path: Path) -> float:
+    """Size of a file."""
+    return path.stat().st_size / 1e6
+
+
+def measure_open(folder: Path, workers: int) -> dict[str, float]:
+    """Make an engine in this process on files that have no index."""
+    start = time.perf_counter()
+    engine = WebShopEngine(open_shop(folder, build_workers=workers))
+    seconds = time.perf_counter() - start
+    disk_mb = sum(file_mb(path) for path in (folder / INDEX_FOLDER).rglob("*") if path.is_file())
+    return {"open_s": seconds, "open_peak_mb": peak_mb(), "open_disk_mb": disk_mb, "goals": len(engine.goals)}
+
+
+def measure_start(folder: Path) -> dict[str, float]:
+    """Make an engine in this process on files with an index, and buy something."""
+    start = time.perf_counter()
+    engine = WebShopEngine(folder)
+    made_s = time.perf_counter() - start
+    engine.reset(0)
+    engine.step(f"search[{engine.instruction}]")
+    for _ in range(2):
+        engine.step(f"click[{engine.available['clickables'][-1]}]")
+    engine.step("click[buy now]")
+    assert engine.done
+    return {"start_s": time.perf_counter() - start, "engine_made_s": made_s, **memory_mb("engine")}
+
+
 def measure_build(n_products: int, folder: Path, workers: int) -> dict[str, float]:
     """Build an index in this process; time without that of inventing the products."""
     products = Products(n_products)
-    asins = np.char.add("B", np.char.zfill(np.random.default_rng(SEED).permutation(n_products).astype(str), 9))
+    asins = draw_asins(n_products)
     start = time.perf_counter()
     build_index(products.texts(), asins, folder, workers=workers)
     seconds = time.perf_counter() - start
@@ -136,17 +224,17 @@ def measure_build(n_products: int, folder: Path, workers: int) -> dict[str, floa
         "terms_a_product": postings / n_products,
         "generate_s": products.generate_s,
         "build_s": seconds - products.generate_s,
-        "build_peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
-        "disk_mb": sum(path.stat().st_size for path in folder.iterdir()) / 1e6,
+        "build_peak_mb": peak_mb(),
+        "disk_mb": sum(map(file_mb, folder.iterdir())),
     }
 
 
-def memory_mb() -> dict[str, float]:
+def memory_mb(name: str) -> dict[str, float]:
     """Resident memory of this process: its own, and pages of mapped files, which it shares; Linux alone tells."""
     status = Path("/proc/self/status")
     rows = dict(line.split(":", 1) for line in status.read_text().splitlines()) if status.exists() else {}
-    names = {"search_own_mb": "RssAnon", "search_mapped_mb": "RssFile"}
-    return {name: int(rows[key].split()[0]) / 1e3 for name, key in names.items() if key in rows}
+    keys = {f"{name}_own_mb": "RssAnon", f"{name}_mapped_mb": "RssFile"}
+    return {figure: int(rows[key].split()[0]) / 1e3 for figure, key in keys.items() if key in rows}
 
 
 def measure_search(n_products: int, folder: Path) -> dict[str, float]:
@@ -164,7 +252,7 @@ def measure_search(n_products: int, folder: Path) -> dict[str, float]:
         index.search(query)
         times_ms.append(1e3 * (time.perf_counter() - start))
     p50, p99 = np.percentile(times_ms, [50, 99]).tolist()
-    return {"open_ms": 1e3 * open_s, "p50_ms": p50, "p99_ms": p99, "max_ms": max(times_ms), **memory_mb()}
+    return {"open_ms": 1e3 * open_s, "p50_ms": p50, "p99_ms": p99, "max_ms": max(times_ms), **memory_mb("search")}
 
 
 def run_stage(stage: str, n_products: int, folder: Path, workers: int) -> dict[str, float]:
@@ -175,15 +263,21 @@ def run_stage(stage: str, n_products: int, folder: Path, workers: int) -> dict[s
     return figures
 
 
+def run_here(stage: str, n_products: int, folder: Path, workers: int) -> dict[str, float]:
+    """One stage in this process."""
+    if stage == "build":
+        return measure_build(n_products, folder, workers)
+    if stage == "search":
+        return measure_search(n_products, folder)
+    if stage == "files":
+        return write_files(n_products, folder)
+    return measure_open(folder, workers) if stage == "open" else measure_start(folder)
+
+
 def show(figures: dict[str, float]) -> None:
     """Print one row."""
-    print(
-        f"{figures['products']:>9,} {figures['text_bytes_a_product']:>8,.0f} {figures['terms_a_product']:>7.0f}"
-        f" {figures['generate_s']:>9.1f} {figures['build_s']:>8.1f} {figures['build_peak_mb']:>8,.0f}"
-        f" {figures['disk_mb']:>9,.1f} {figures['p50_ms']:>8.3f} {figures['p99_ms']:>8.3f}"
-        f" {figures.get('search_own_mb', float('nan')):>8,.0f} {figures.get('search_mapped_mb', float('nan')):>8,.0f}",
-        flush=True,
-    )
+    cells = [f"{figures.get(key, float('nan')):{width},.{digits}f}" for _, key, width, digits in COLUMNS]
+    print(" ".join(cells), flush=True)
 
 
 def draw(rows: Sequence[dict[str, float]], path: Path) -> None:
@@ -221,27 +315,21 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--workers", type=int, default=0, help="processes that analyse texts (default: %(default)s)")
     parser.add_argument("--folder", type=Path, help="where indexes are built (default: a temporary folder in --out)")
     parser.add_argument("--out", type=Path, default=Path("runs/webshop_scale"), help="(default: %(default)s)")
-    parser.add_argument("--stage", choices=["build", "search"], help="measure one stage here and print JSON")
+    parser.add_argument("--stage", choices=STAGES, help="measure one stage here and print JSON")
     args = parser.parse_args(argv)
     if args.stage:
-        size = args.products[0]
-        figures = (
-            measure_build(size, args.folder, args.workers)
-            if args.stage == "build"
-            else measure_search(size, args.folder)
-        )
+        figures = run_here(args.stage, args.products[0], args.folder, args.workers)
         print(json.dumps(figures))
         return figures
     args.out.mkdir(parents=True, exist_ok=True)
-    print(
-        f"{'products':>9} {'B each':>8} {'terms':>7} {'invent s':>9} {'build s':>8} {'peak MB':>8} {'disk MB':>9}"
-        f" {'p50 ms':>8} {'p99 ms':>8} {'own MB':>8} {'map MB':>8}"
-    )
+    print(" ".join(f"{title:>{width}}" for title, _, width, _ in COLUMNS))
     rows = []
     for size in args.products:
-        with tempfile.TemporaryDirectory(dir=args.folder or args.out) as folder:
-            row: dict[str, float] = {"products": size, **run_stage("build", size, Path(folder), args.workers)}
-            row |= run_stage("search", size, Path(folder), args.workers)
+        row: dict[str, float] = {"products": size}
+        for stages in (STAGES[:2], STAGES[2:]):
+            with tempfile.TemporaryDirectory(dir=args.folder or args.out) as folder:
+                for stage in stages:
+                    row |= run_stage(stage, size, Path(folder), args.workers)
         rows.append(row)
         show(row)
         write_json(args.out / "webshop_scale.json", {"sizes": rows, "workers": args.workers, **provenance()})

@@ -60,7 +60,8 @@ def chosen_env(args: argparse.Namespace, cache_dir: str | Path | None = None) ->
         cache_dir: of the completion cache, where neither ``--cache-dir`` nor the file names one.
 
     Raises:
-        ConfigError: an unknown id or key, a value of the wrong type, an unreadable file, or one for another world.
+        ConfigError: an unknown id or key, a value of the wrong type, an unreadable file, or one for another world; or
+            ``--set`` names the panel, which `make_envs` gets from an option of the recipe.
     """
     if args.config is None:
         env_id = args.env or DEFAULT_ENV
@@ -68,6 +69,9 @@ def chosen_env(args: argparse.Namespace, cache_dir: str | Path | None = None) ->
     else:
         config = load_config(EnvConfig, args.config, _overrides(args.set))
         env_id = _id_of_world(config.task, args.config, args.env)
+    if "panel" in load_config(EnvConfig, overrides=_overrides(args.set)).task_kwargs:
+        options = " or ".join(f"--{name.replace('_', '-')}" for name in vars(args) if name.endswith("panel"))
+        raise ConfigError(f"--set task_kwargs.panel has no effect here: use {options or 'an option of the recipe'}")
     folder = args.cache_dir or config.cache_dir or cache_dir
     return env_id, replace(config, cache_dir=None if folder is None else str(folder))
 
@@ -91,7 +95,7 @@ def make_envs(config: EnvConfig, panel: str, num_envs: int) -> PrecisionRoutingV
     """Build the vector environment for one panel of tasks, to be run by `dmr_gym.rollout.rollout`.
 
     Args:
-        config: its keywords.
+        config: its keywords; a panel among those of the task gives way to this one.
         panel: "train", "calibration", "validation" or "test".
         num_envs: sub-environments.
     """

@@ -261,7 +261,7 @@ class EnvConfig:
         task: kind of world, "alfworld", "webshop" or "toy".
         task_kwargs: its settings, for example ``{"panel": "train"}``.
         precisions: names in ascending precision; action 0 is the lowest.
-        backend: kind and settings of the LLM copies.
+        backend: kind and settings of the LLM copies; the world of embedded ones is ``task`` where none is named.
         encoder: kind and settings of the text encoder.
         latency: a row of the paper's Table 3 by name, or coefficients in ms.
         lambda_: price of a second of latency in units of reward, at least 0 (λ of Eq. 8).

@@ -10,6 +10,8 @@ rest. The idea of starting attention near the maps it ends in is that of mimetic
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -58,6 +60,24 @@ def write_induction(model: Any, seed: int = 0) -> None:
         _look_up(layers[1].self_attn, written, place, _orthonormal(width, width, generator))
 
 
+@contextlib.contextmanager
+def absent_rows_kept(embedding: torch.Tensor, ids: torch.Tensor) -> Iterator[None]:
+    """Put the embeddings of tokens that a batch does not have back after an optimizer's step inside the context.
+
+    Absent tokens feel only the softmax, all in one direction. Adam would blow that up to full steps until rare tokens
+    cannot be told apart, which copying needs.
+
+    Args:
+        embedding: (V, D), changed in place.
+        ids: token ids of the batch, integers of any shape, on the embedding's device.
+    """
+    absent = torch.ones(len(embedding), dtype=torch.bool, device=ids.device).index_fill_(0, ids.flatten(), False)
+    kept = embedding.detach()[absent].clone()
+    yield
+    with torch.no_grad():
+        embedding[absent] = kept
+
+
 def _look_back(attention: Any, theta: float, written: torch.Tensor, place: torch.Tensor) -> None:
     """Attend one token back and write its embedding down. Shapes: written (head, width), place (width, head)."""
     head = len(written)
@@ -100,4 +120,5 @@ def _look_up(attention: Any, written: torch.Tensor, place: torch.Tensor, basis: 
 
 def _orthonormal(rows: int, columns: int, generator: torch.Generator) -> torch.Tensor:
     """(rows, columns) with orthonormal rows, rows <= columns."""
-    return torch.linalg.qr(torch.randn(columns, rows, generator=generator))[0].T
+    basis: torch.Tensor = torch.linalg.qr(torch.randn(columns, rows, generator=generator))[0]
+    return basis.T

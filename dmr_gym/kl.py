@@ -8,6 +8,7 @@ Shapes: T tokens of a completion, V vocabulary, K kept entries, N steps, P preci
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -91,8 +92,10 @@ def step_kl(
 def action_tokens(tokens: Sequence[str], action: str) -> NDArray[np.bool_]:
     """Mark the action block of a completion: from where the action last begins to the end.
 
-    The end belongs to it because a stop or a closing tag is what tells ``go to desk 1`` from ``go to desk 10``. A
-    completion in which the action does not stand, for example because none could be read, counts whole.
+    The end belongs to it because a stop or a closing tag is what tells ``go to desk 1`` from ``go to desk 10``. Worlds
+    read ``Search[ red tea ]`` as ``search[red tea]``, so the case of letters and spaces just inside brackets do not
+    matter. A completion in which the action does not stand even so counts whole: none could be read, or the reader
+    changed more than that.
 
     Args:
         tokens: texts of the T tokens.
@@ -101,7 +104,10 @@ def action_tokens(tokens: Sequence[str], action: str) -> NDArray[np.bool_]:
     Returns:
         (T,) bool.
     """
-    start = "".join(tokens).rfind(action) if action else -1
+    words = re.escape(action).replace(r"\[", r"\[\s*").replace(r"\]", r"\s*\]")
+    # A lookahead finds matches that overlap too.
+    found = list(re.finditer(f"(?={words})", "".join(tokens), re.IGNORECASE)) if action else []
+    start = found[-1].start() if found else -1
     ends = np.cumsum([len(token) for token in tokens])
     return np.asarray(ends > start)
 

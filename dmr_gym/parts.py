@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 from gymnasium import spaces
 
-from dmr_gym.backends import ScriptedBackend, make_backend
+from dmr_gym.backends import ScriptedBackend, make_backend, with_world
 from dmr_gym.cache import CachedBackend, CachedEncoder, CompletionCache
 from dmr_gym.config import EnvConfig, check_amount, check_settings, from_mapping
 from dmr_gym.encoders import make_encoder
@@ -138,7 +138,8 @@ def _models(settings: Mapping[str, Any], precisions: tuple[str, ...]) -> tuple[B
     plain_backend = backend is None or isinstance(backend, str | Mapping)
     plain_encoder = encoder is None or isinstance(encoder, str | Mapping)
     if plain_backend:
-        backend = make_backend(EnvConfig().backend if backend is None else backend, precisions)
+        backend = with_world(EnvConfig().backend if backend is None else backend, settings["task"])
+        backend = make_backend(backend, precisions)
     elif tuple(_live("backend", backend, Backend).precisions) != precisions:
         raise ConfigError(f"the backend's precisions are {tuple(backend.precisions)}, the environment's {precisions}")
     if plain_encoder:

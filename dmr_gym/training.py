@@ -1,4 +1,7 @@
-"""What every training run needs to survive a kill: its settings on record, and its state in one safetensors file."""
+"""What a training run needs to survive a kill: its settings on record, and its state in one safetensors file.
+
+``agents/train_embedded_agent.py`` uses it.
+"""
 
 from __future__ import annotations
 

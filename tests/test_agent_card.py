@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from agents import agent_card
-from dmr_gym.errors import ConfigError
+from dmr_gym.errors import ConfigError, TaskError
 from dmr_gym.tasks.alfworld.generate import generate_game, write_game
 
 
 def run(out: Path, *options: str) -> dict[str, object]:
     """Measure on four games of the toy world, or of the world that the options name."""
-    small = ("--games", "4", "--num-envs", "2", "--cache-dir", str(out / "cache"))
+    small = ("--tasks", "4", "--num-envs", "2", "--cache-dir", str(out / "cache"))
     return agent_card.main(["--env", "DMR-Toy-v0", "--out", str(out), *small, *options])
 
 
@@ -68,12 +68,22 @@ def test_official_games_are_a_second_panel(tmp_path: Path) -> None:
     backend = 'backend={kind = "scripted", answers = {low = "look", mid = "help", high = "inventory"}}'
     world = ("--env", "DMR-ALFWorld-v0", "--precisions", "low", "mid", "high", "--set", backend, "--set", "max_steps=2")
     official = ("--official", str(tmp_path / "data"), "--official-panel", "valid_unseen")
-    results = run(tmp_path / "card", *world, "--games", "2", *official, "--official-precisions", "low", "high")
+    results = run(tmp_path / "card", *world, "--tasks", "2", *official, "--official-precisions", "low", "high")
     assert list(results["panels"]) == ["embedded test", "official valid_unseen"]
     assert results["panels"]["official valid_unseen"]["high"]["episodes"] == 2
     assert results["panels"]["official valid_unseen"]["high"]["steps"] == 2.0
     assert "mid" not in results["panels"]["official valid_unseen"]
     assert "success, official valid_unseen (2 tasks)" in (tmp_path / "card" / "README.md").read_text()
+
+
+def test_wrong_folder_is_told_before_anything_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All panels are opened first, so that nobody waits for the first one to learn that the second is not there."""
+    monkeypatch.setattr(agent_card, "rollout", lambda *args, **kwargs: pytest.fail("an episode was played"))
+    world = ("--env", "DMR-ALFWorld-v0", "--precisions", "low", "high", "--official", str(tmp_path / "absent"))
+    with pytest.raises((ConfigError, TaskError), match="absent"):
+        run(tmp_path / "card", *world, "--set", 'backend={kind = "scripted", answers = {low = "look", high = "look"}}')
+    with pytest.raises(ConfigError, match="the panel has 32 tasks, but 65 were asked for"):
+        agent_card.main(["--env", "DMR-Toy-v0", "--out", str(tmp_path), "--cache-dir", str(tmp_path), "--tasks", "65"])
 
 
 def test_one_precision_is_no_card(tmp_path: Path) -> None:

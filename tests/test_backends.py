@@ -11,7 +11,7 @@ import pytest
 import torch
 from backend_contract import PROMPT, BackendContract
 
-from dmr_gym.backends import LocalBackend, ScriptedBackend, make_backend
+from dmr_gym.backends import LocalBackend, ScriptedBackend, make_backend, with_world
 from dmr_gym.cache import CachedBackend, CompletionCache
 from dmr_gym.errors import ConfigError
 from dmr_gym.kl import token_kl
@@ -214,6 +214,27 @@ def test_embedded_kind_names_what_is_installed() -> None:
         make_backend({"kind": "embedded", "world": "mars"}, ("bf16",))
 
 
+def test_embedded_kind_needs_a_world() -> None:
+    """No world is taken in place of another: without one, the message lists those there are."""
+    for config in ("embedded", {"kind": "embedded"}, {"kind": "embedded", "world": None}):
+        with pytest.raises(ConfigError, match=r"needs the option world, .* carries \['alfworld'\]"):
+            make_backend(config, ("bf16",))
+    with pytest.raises(ConfigError, match=r"no embedded weights for world \['alfworld'\]"):
+        make_backend({"kind": "embedded", "world": ["alfworld"]}, ("bf16",))
+
+
+def test_world_is_filled_in_for_embedded_agents_alone() -> None:
+    """The task's kind, unless a world is named; a live task has none to give; the caller's mapping stays as it is."""
+    config = {"kind": "embedded", "device": "cpu"}
+    assert with_world(config, "webshop") == {"kind": "embedded", "device": "cpu", "world": "webshop"}
+    assert config == {"kind": "embedded", "device": "cpu"}
+    assert with_world("embedded", "webshop") == {"kind": "embedded", "world": "webshop"}
+    assert with_world({**config, "world": "alfworld"}, "webshop")["world"] == "alfworld"
+    assert with_world(config, object())["world"] is None
+    for other in ("scripted", {"kind": "scripted", "answers": "a"}, {"world": "x"}, 3):
+        assert with_world(other, "webshop") is other
+
+
 def test_embedded_kind_finds_folders_at_run_time(
     checkpoints: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -222,11 +243,12 @@ def test_embedded_kind_finds_folders_at_run_time(
         shutil.copytree(checkpoints["low"], tmp_path / "weights" / "alfworld" / name)
     monkeypatch.setattr("importlib.resources.files", lambda package: tmp_path)
     monkeypatch.setattr("dmr_gym.backends.checkpoint.files", lambda package: tmp_path)
-    backend = make_backend({"kind": "embedded"}, ("w3-gptq", "bf16"))
+    embedded = {"kind": "embedded", "world": "alfworld"}
+    backend = make_backend(embedded, ("w3-gptq", "bf16"))
     assert backend.precisions == ("w3-gptq", "bf16")
     assert backend.generate([Request(PROMPT, "bf16", GREEDY)])[0].completion_tokens >= 1
     with pytest.raises(ConfigError, match=r"precision 'w8'.*\['bf16', 'w3-gptq', 'w4-gptq'\]"):
-        make_backend({"kind": "embedded"}, ("w8", "bf16"))
+        make_backend(embedded, ("w8", "bf16"))
 
 
 def test_importing_backends_loads_no_torch() -> None:

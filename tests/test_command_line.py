@@ -112,6 +112,21 @@ def test_mistakes_with_a_file_are_named(tmp_path, text, options, message):
         chosen_env(parse("--config", str(tmp_path / "mine.toml"), *options))
 
 
+@pytest.mark.parametrize("setting", ["task_kwargs.panel=test", 'task_kwargs={panel = "test"}'])
+def test_panel_is_chosen_by_the_recipes_option_alone(setting):
+    """--set would be overruled, so it is refused with the options to use; other settings of the task are welcome."""
+    parser = recipe_parser("A recipe.")
+    parser.add_argument("--panel")
+    parser.add_argument("--calibration-panel")
+    add_env_options(parser)
+    toy = ("--env", "DMR-Toy-v0", "--set")
+    with pytest.raises(ConfigError, match=r"task_kwargs\.panel has no effect .* use --panel or --calibration-panel"):
+        chosen_env(parser.parse_args([*toy, setting]))
+    with pytest.raises(ConfigError, match="use an option of the recipe"):
+        chosen_env(parse(*toy, setting))
+    assert chosen_env(parse(*toy, "task_kwargs.num_tasks=3"))[1].task_kwargs["num_tasks"] == 3
+
+
 def test_options_have_to_be_written_out(capsys):
     """An abbreviation would change its meaning with the next option that begins like it."""
     with pytest.raises(SystemExit):

@@ -1,4 +1,4 @@
-"""configs/: each file is a registered id's keywords, whole and explained, and a recipe takes it."""
+"""configs/: a file named after a registered id is its keywords; every file is whole, explained, and for a recipe."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ import pytest
 
 from dmr_gym import ENV_IDS
 from dmr_gym.config import EnvConfig, from_mapping, load_config, to_toml
+from dmr_gym.tasks.webshop.task import WebshopTask
+from dmr_gym.types import SamplingParams
 
-FILES = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.toml"))
+FOLDER = Path(__file__).resolve().parents[1] / "configs"
+FILES = sorted(FOLDER.glob("*.toml"))
 IDS = {re.sub(r"dmr-|-v\d+", "", env_id.lower()): env_id for env_id in ENV_IDS}
 
 
@@ -20,13 +23,35 @@ def test_the_shipped_worlds_have_a_file() -> None:
     assert set(IDS) <= {path.stem for path in FILES}
 
 
+@pytest.mark.parametrize("world", IDS)
+def test_a_file_is_its_registered_id(world: str) -> None:
+    """configs/alfworld.toml holds what DMR-ALFWorld-v0 is registered with."""
+    config = load_config(EnvConfig, FOLDER / f"{world}.toml")
+    assert config == from_mapping(EnvConfig, ENV_IDS[IDS[world]])
+    assert config == load_config(EnvConfig, base=ENV_IDS[IDS[world]])
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_a_file_is_its_registered_id(path: Path) -> None:
-    """configs/alfworld.toml holds what DMR-ALFWorld-v0 is registered with, and survives being written again."""
-    config = load_config(EnvConfig, path)
-    assert config == from_mapping(EnvConfig, ENV_IDS[IDS[path.stem]])
-    assert config == load_config(EnvConfig, base=ENV_IDS[IDS[path.stem]])
-    assert f"--config configs/{path.name}" in path.read_text().split("\n\n")[0]
+def test_a_file_begins_with_the_command_that_takes_it(path: Path) -> None:
+    """The first lines name a recipe that is there, with this file."""
+    command = re.search(rf"python (agents/\w+\.py) .*--config configs/{path.name} ", path.read_text().split("\n\n")[0])
+    assert (FOLDER.parent / command[1]).is_file()
+
+
+def test_the_chat_file_has_settings_in_which_reasoning_fits() -> None:
+    """The paper's protocol: 30 steps, two earlier pages, 512 tokens, and no newline that ends them."""
+    config = load_config(EnvConfig, FOLDER / "webshop-chat.toml")
+    sampling = SamplingParams(**config.sampling)
+    assert (sampling.max_tokens, sampling.temperature, tuple(sampling.stop)) == (512, 0.4, ())
+    assert (config.max_steps, config.task_kwargs["history_length"], config.task_kwargs["prompt_style"]) == (
+        30,
+        2,
+        "chat",
+    )
+    assert set(config.precisions) == set(config.backend["models"])
+    task = WebshopTask(**config.task_kwargs)
+    task.reset(task.task_ids[0])
+    assert task.prompt()[0].role == "user"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)

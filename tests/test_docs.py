@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from pathlib import Path
 
 import pytest
 
 import dmr_gym
+from dmr_gym.latency import TABLE_3
+from dmr_gym.tasks.alfworld.task import AlfworldTask
+from dmr_gym.tasks.toy import ToyTask
+from dmr_gym.tasks.webshop import panels
 from dmr_gym.tasks.webshop.fixes import FIXES
+from dmr_gym.tasks.webshop.task import WebshopTask
 
 PAGES = Path(__file__).parents[1] / "docs" / "environments"
+TASKS = {"alfworld": AlfworldTask, "toy": ToyTask, "webshop": WebshopTask}
+IN_WORDS = {"all", "beside the data"}
+"""How a table may put the default None."""
 
 
 @pytest.mark.parametrize("env_id", dmr_gym.ENV_IDS)
@@ -30,3 +39,22 @@ def test_the_page_of_webshop_lists_every_quirk_as_the_package_words_it() -> None
     text = (PAGES / "webshop.md").read_text(encoding="utf-8")
     rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", text, flags=re.MULTILINE))
     assert {name: rows.get(name) for name in FIXES} == FIXES
+
+
+@pytest.mark.parametrize("world", TASKS)
+def test_the_arguments_of_a_page_are_those_of_its_task(world: str) -> None:
+    """Each parameter has one row, in the order of the signature, with its default as Python writes it."""
+    text = (PAGES / f"{world}.md").read_text(encoding="utf-8").partition("## Arguments")[2]
+    table = text.partition("| key | default | meaning |\n|---|---|---|\n")[2].partition("\n\n")[0]
+    rows = [re.match(r"\| `(\w+)` \| (.+?) \|", line).groups() for line in table.splitlines()]
+    shown = [(name, "None" if default in IN_WORDS else default.strip("`")) for name, default in rows]
+    signature = inspect.signature(TASKS[world]).parameters
+    assert shown == [(name, repr(entry.default).replace("'", '"')) for name, entry in signature.items()]
+
+
+def test_the_page_of_webshop_names_the_rows_of_table_3_and_the_sizes_of_the_panels() -> None:
+    """All prices that were measured in this world, and how many goals each embedded panel has."""
+    text = (PAGES / "webshop.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"`(webshop-\d\S*-w\d)`", text)) == {row for row in TABLE_3 if row.startswith("webshop")}
+    for panel in panels.PANELS:
+        assert f"| `{panel}` | {len(panels.embedded_goals(panel)):,} |" in text

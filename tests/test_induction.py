@@ -7,7 +7,7 @@ import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from dmr_gym.errors import ConfigError
-from dmr_gym.induction import write_induction
+from dmr_gym.induction import absent_rows_kept, write_induction
 
 
 def make_model(**changes: int) -> Qwen3ForCausalLM:
@@ -40,3 +40,14 @@ def test_models_of_another_shape_are_refused(changes: dict[str, int]) -> None:
     """The message says what is needed and what was found."""
     with pytest.raises(ConfigError, match="two key-value heads of half the width in two layers or more, found"):
         write_induction(make_model(**changes))
+
+
+def test_tokens_that_a_batch_does_not_have_keep_their_embeddings() -> None:
+    """Of five rows that a step moves, the two of the batch's tokens are moved, the others are as they were."""
+    embedding = torch.nn.Parameter(torch.arange(10.0).view(5, 2))
+    optimizer = torch.optim.Adam([embedding], 0.5)
+    embedding.sum().backward()
+    with absent_rows_kept(embedding, torch.tensor([[3, 1], [1, 3]])):
+        optimizer.step()
+    expected = torch.tensor([[0.0, 1.0], [1.5, 2.5], [4.0, 5.0], [5.5, 6.5], [8.0, 9.0]])
+    torch.testing.assert_close(embedding.detach(), expected)

@@ -122,10 +122,22 @@ def test_unusable_options_are_refused(options):
         (["<think>", "go left", "</think>", "<action>", "go left", "</action>"], "go left", [0, 0, 0, 0, 1, 1]),
         (["say", " fl", "y"], "", [1, 1, 1]),
         (["put x", " in y"], "move x to y", [1, 1]),
+        ([" examine", " mug", "\n"], "examine mug 1", [1, 1, 1]),
+        (["a", "b", "a", "b", "a"], "aba", [0, 0, 1, 1, 1]),
+        (["hm ", "click[B0", "00BAR]"], "click[b000bar]", [0, 1, 1]),
+        (["<think>click[B0]</think>", "<action>", "Click[", "B0", "]", "</action>"], "click[b0]", [0, 0, 1, 1, 1, 1]),
+        ([">", " search", "[", " red", " tea", "]", "\n"], "search[red tea]", [0, 1, 1, 1, 1, 1, 1]),
+        (["hm\n", "Search[\t", "Red Tea", "  ]"], "search[red tea]", [0, 1, 1, 1]),
+        (["so ", "click[odd ", "[8]]"], "click[odd [8]]", [0, 1, 1]),
+        (["so ", "click[a.c]"], "click[abc]", [1, 1]),
+        (["so ", "search[red\ttea]"], "search[red\ufffdtea]", [1, 1]),
     ],
 )
 def test_action_tokens_run_from_the_last_action_to_the_end(tokens, action, mask):
-    """A stop or closing tag belongs to the block; an action that is not in the text makes everything count."""
+    """A stop or closing tag belongs to the block, and so do letters and spaces that the reader changed.
+
+    An action that is not in the text even so makes everything count.
+    """
     assert action_tokens(tokens, action).astype(int).tolist() == mask
 
 

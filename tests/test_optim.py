@@ -30,6 +30,24 @@ def test_a_step_moves_each_matrix_by_the_orthogonalised_gradient(shape: tuple[in
     torch.testing.assert_close(p.detach(), -scale * expected, atol=1e-5, rtol=1e-4)
 
 
+def test_the_second_step_blends_the_gradients_as_nesterov_momentum() -> None:
+    """With momentum 0.5 the buffer is 0.5 g1, then 0.25 g1 + 0.5 g2; the update is half of it and half of g2.
+
+    The gradients are diag(4, 0) and diag(0, 4), so the second update is that of diag(0.5, 3), orthogonalised.
+    """
+    p = torch.nn.Parameter(torch.zeros(2, 2))
+    optimizer = Muon([p], lr=1.0, momentum=0.5)
+    p.grad = torch.diag(torch.tensor([4.0, 0.0]))
+    optimizer.step()
+    torch.testing.assert_close(optimizer.state[p]["momentum"], torch.diag(torch.tensor([2.0, 0.0])))
+    before = p.detach().clone()
+    p.grad = torch.diag(torch.tensor([0.0, 4.0]))
+    optimizer.step()
+    torch.testing.assert_close(optimizer.state[p]["momentum"], torch.diag(torch.tensor([1.0, 2.0])))
+    expected = orthogonalise(torch.diag(torch.tensor([0.5, 3.0]))[None])[0]
+    torch.testing.assert_close(before - p.detach(), expected)
+
+
 def test_parameters_without_gradient_stay() -> None:
     """A matrix that took no part in the loss is left alone."""
     used, unused = (torch.nn.Parameter(torch.ones(2, 2)) for _ in range(2))

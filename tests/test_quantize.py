@@ -50,7 +50,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(base: Path, out: Path, *options: str) -> None:
     """Quantize with a budget that fits a test."""
-    small = ("--samples", "4", "--max-length", "64", "--held-out", "2")
+    small = ("--world", "alfworld", "--samples", "4", "--max-length", "64", "--held-out", "2")
     quantize.main(["--model", str(base), "--out", str(out), *small, *options])
 
 
@@ -65,7 +65,7 @@ def run(base: Path, out: Path, *options: str) -> None:
 )
 def test_command_line_means_what_it_says(tmp_path: Path, options: list[str], bits: int, group_size: int | None) -> None:
     """Groups of 128 are the default, W8A8 has one scale a channel, and the scheme's first number is the weights'."""
-    settings = quantize.parse(["--model", "m", "--out", str(tmp_path / "new"), *options])
+    settings = quantize.parse(["--model", "m", "--world", "webshop", "--out", str(tmp_path / "new"), *options])
     assert (settings.bits, settings.group_size) == (bits, group_size)
 
 
@@ -81,7 +81,36 @@ def test_command_line_means_what_it_says(tmp_path: Path, options: list[str], bit
 def test_impossible_settings_are_refused_at_once(tmp_path: Path, options: list[str], message: str) -> None:
     """A setting that cannot work is refused while the command line is read."""
     with pytest.raises(ConfigError, match=message):
-        quantize.parse(["--model", "m", "--out", str(tmp_path / "new"), *options])
+        quantize.parse(["--model", "m", "--world", "webshop", "--out", str(tmp_path / "new"), *options])
+
+
+@pytest.mark.parametrize(
+    ("options", "world"),
+    [
+        (["--model", "embedded:webshop/bf16"], "webshop"),
+        (["--model", "embedded:alfworld/bf16", "--world", "alfworld"], "alfworld"),
+        (["--model", "m", "--world", "webshop"], "webshop"),
+        (["--model", "m", "--calibration", "c4"], "alfworld"),
+        (["--model", "m", "--method", "rtn"], "alfworld"),
+    ],
+)
+def test_transcripts_are_of_the_models_own_world(tmp_path: Path, options: list[str], world: str) -> None:
+    """An embedded agent's name says its world; what is calibrated on other texts needs none."""
+    assert quantize.parse([*options, "--out", str(tmp_path / "new")]).transcript_world == world
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model", "embedded:webshop/bf16", "--world", "alfworld"], "is an agent of webshop, but --world alfworld"),
+        (["--model", "m"], "--world must say whose transcripts calibrate m: alfworld or webshop"),
+        (["--model", "embedded:bf16"], r'expected "embedded:WORLD/NAME" with WORLD alfworld or webshop'),
+    ],
+)
+def test_a_world_that_is_not_said_or_said_twice_is_refused(tmp_path: Path, options: list[str], message: str) -> None:
+    """Nothing is calibrated on the transcripts of a world that the model was not made for."""
+    with pytest.raises(ConfigError, match=message):
+        quantize.parse([*options, "--out", str(tmp_path / "new")])
 
 
 def test_width_that_the_group_does_not_divide_is_refused_before_any_text_is_read(

@@ -25,28 +25,37 @@ def test_the_learning_rate_warms_up_stays_and_falls_to_zero() -> None:
     assert [recipe.learning_rate_scale(t, args) for t in (0, 4, 30, 75, 100)] == [0.1, 0.5, 1.0, 0.5, 0.0]
 
 
-def test_a_drill_asks_only_for_what_its_prompt_shows() -> None:
-    """Each answer repeats a name in brackets or words of the task; easy drills show two names, hard ones the page."""
-    prompt = "Task: i need a tea, price lower than 30.00 dollars\nStep 1\n[b0k3m9x2qa] $3.0 green tea\n[next >]\n>"
-    for hardness in (0.0, 1.0):
-        (shown, _), (answers, weight) = recipe.drill(prompt, 0, hardness)
-        assert weight == 1.0
-        for answer in answers.splitlines():
-            name = answer[answer.index("[") + 1 : -1].strip()
-            assert name in shown
-        assert answers.endswith("]\n")
-    assert "green tea" in shown
-    assert "next >" not in answers
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--warmup 0", "--warmup must be at least 1, got 0"),
+        ("--decay 0", r"--decay is a share of the run in \(0, 1\], got 0.0"),
+        ("--decay 1.5", "got 1.5"),
+        ("--drill-updates 16", "--drill-updates are for --world webshop; got 16 in alfworld"),
+        ("--vocab-size 1000", "--vocab-size must be a multiple of 128, got 1000"),
+        ("--heads 3", "--heads must be even"),
+        ("--induction --heads 8", "induction needs two key-value heads of half the width"),
+        ("--induction --layers 1", "in two layers or more"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_before_a_folder_is_claimed(
+    tmp_path: Path, options: str, message: str
+) -> None:
+    """The error names the option, and the folder is free for the next try."""
+    with pytest.raises(ConfigError, match=message):
+        recipe.main([*options.split(), "--threads", "1", "--out", str(tmp_path / "run")])
+    assert not (tmp_path / "run").exists()
 
 
-def test_a_product_number_is_five_pieces_wherever_it_stands() -> None:
-    """Behind a bracket, a space or a word: the same four pairs follow the first, so they can be copied."""
-    tokenizer = recipe.train_tokenizer(recipe.Args(world="webshop", vocab_size=2048), episodes=20)
-    for text in ("[b0k3m9x2qa] $3.0", " click[b0k3m9x2qa]\n", "item b0k3m9x2qa\n", "was item b0k3m9x2qa: click"):
-        pieces = tokenizer.convert_ids_to_tokens(tokenizer(text)["input_ids"])
-        start = next(index for index, piece in enumerate(pieces) if piece.endswith("b0"))
-        assert pieces[start + 1 : start + 5] == ["k3", "m9", "x2", "qa"]
-    assert tokenizer.decode(tokenizer("b000")["input_ids"]) == "b000"
+def test_every_setting_is_an_option_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:
+    """No option gives the defaults, the recorded shop command gives its own, and the help says what each is for."""
+    assert recipe.parse_args([]) == recipe.Args()
+    shop = recipe.parse_args(["--world", "webshop", "--induction", "--drill-updates", "128", "--muon-lr", "0.005"])
+    assert shop == recipe.Args(world="webshop", induction=True, drill_updates=128, muon_lr=0.005)
+    with pytest.raises(SystemExit):
+        recipe.parse_args(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "--decay DECAY last share of the run in which the rates fall linearly to zero (default: 0.6)" in text
 
 
 def test_padding_and_mistakes_carry_no_loss() -> None:

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import re
+from itertools import zip_longest
 
 import pytest
 
 from dmr_gym.tasks.webshop.chance import Chance
-from dmr_gym.tasks.webshop.demonstrations import SHOP_EPISODES, Piece, _mistake, demonstration, expert_for
-from dmr_gym.tasks.webshop.generate import embedded_shop
-from dmr_gym.tasks.webshop.panels import embedded_goals
+from dmr_gym.tasks.webshop.demonstrations import (
+    FIRST_SEED,
+    SHOP_EPISODES,
+    Piece,
+    _mistake,
+    demonstration,
+    expert_for,
+)
+from dmr_gym.tasks.webshop.engine import WebShopEngine
+from dmr_gym.tasks.webshop.generate import EMBEDDED_SEED, embedded_shop, generate_shop
+from dmr_gym.tasks.webshop.panels import EMBEDDED_GOAL_SEED, embedded_goals
+from dmr_gym.tasks.webshop.shop_style import draw_style
 from dmr_gym.tasks.webshop.task import WebshopTask
 
 ANSWER = re.compile(r" (click|search)\[[^\n]+\]\n")
@@ -31,6 +41,38 @@ def test_demonstration_is_a_function_of_its_number(noisy: list[list[Piece]]) -> 
     """It does not depend on what was played before."""
     assert list(demonstration(13, 1.0, 0.3)) == noisy[13]
     assert list(demonstration(3, 1.0, 0.3)) == noisy[3]
+
+
+@pytest.mark.parametrize("other", [4, 13])
+def test_demonstrations_can_be_read_side_by_side(noisy: list[list[Piece]], other: int) -> None:
+    """Two readers at a time do not disturb each other, in one shop or in two."""
+    pairs = list(zip_longest(demonstration(3, 1.0, 0.3), demonstration(other, 1.0, 0.3)))
+    assert [piece for piece, _ in pairs if piece] == noisy[3]
+    assert [piece for _, piece in pairs if piece] == noisy[other]
+
+
+def test_no_demonstration_asks_what_a_held_out_goal_asks() -> None:
+    """No request of 60 shops, those of a tokenizer among them, is a sentence of calibration, validation or test.
+
+    Letter case apart, no customer's request is one either; WebShop's script has few words, and one of the 500 sentences
+    is among what it writes.
+    """
+    goals = WebShopEngine(embedded_shop(), EMBEDDED_GOAL_SEED, "human").goals
+    numbers = [n for panel in ("calibration", "validation", "test") for n in embedded_goals(panel).values()]
+    held_out = {goals[n].instruction_text.partition(", and price lower than")[0] for n in numbers}
+    human, script = set(), set()
+    for seed in range(FIRST_SEED - 20, FIRST_SEED + 40):
+        shop = generate_shop(seed, 100, draw_style(seed))
+        human |= {entry["instruction"].strip(".") for entries in shop.human.values() for entry in entries}
+        script |= {entry["instruction"] for entry in shop.instructions.values()}
+    assert len(held_out) == 500
+    assert len(human) > 8000
+    assert len(script) > 4000
+    assert not (human | script) & held_out
+    lower = {sentence.lower() for sentence in held_out}
+    assert not {sentence.lower() for sentence in human} & lower
+    assert {sentence.lower() for sentence in script} & lower <= {"find me heavy duty console tables"}
+    assert FIRST_SEED - 1_000_000 > EMBEDDED_SEED
 
 
 def test_prompts_and_answers_have_the_short_form(clean: list[list[Piece]]) -> None:

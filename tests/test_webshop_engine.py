@@ -7,21 +7,25 @@ import subprocess
 import sys
 from typing import Any
 
+import numpy as np
 import pytest
 
 from dmr_gym.errors import ConfigError, TaskError
 from dmr_gym.tasks.webshop.engine import WebShopEngine
 from dmr_gym.tasks.webshop.fixes import FIXES
+from dmr_gym.tasks.webshop.nouns import TitleNouns
+from dmr_gym.tasks.webshop.shop import Loaders, Shop
 from tests.webshop_shops import BIG_SHOP, LAMP, SHIRT, SHOP, SMALL, do, make_engine
 
 
 def test_purchase_ends_the_session_with_its_score() -> None:
     """The goal's product with the goal's options scores 1.0 once, and the last page prints it."""
     engine = make_engine()
-    color = dict(engine.goal.options)["color"]
-    observation = do(engine, "search[desk lamp]", f"click[{LAMP.lower()}]", f"click[{color}]", "click[buy now]")
-    assert (engine.reward, engine.done) == (engine.score.value, True)
-    assert f"Your score (min 0.0, max 1.0) [SEP] {engine.reward!r} [SEP]" in observation
+    number = next(n for n, goal in enumerate(engine.goals) if goal.options == {"color": "red"})
+    engine.reset(number)
+    observation = do(engine, "search[desk lamp]", f"click[{LAMP.lower()}]", "click[red]", "click[buy now]")
+    assert (engine.reward, engine.done, engine.score.value) == (1.0, True, 1.0)
+    assert "Your score (min 0.0, max 1.0) [SEP] 1.0 [SEP]" in observation
     assert engine.available == {"has_search_bar": False, "clickables": []}
     assert engine.page.kind == "done"
     assert engine.step("click[buy now]") == observation
@@ -263,6 +267,13 @@ def test_modes_show_the_same_page() -> None:
         ({"num_prev_obs": -1}, "num_prev_obs must be a whole number, at least 0; got -1"),
         ({"fixes": ["colors"]}, f"fixes must be among {', '.join(FIXES)}; got 'colors'"),
         ({"fixes": "page_kind"}, "fixes must be a collection of names, such as"),
+        ({"fixes": None}, "fixes must be a collection of names; got None"),
+        ({"fixes": [["page_kind"]]}, "fixes must be among"),
+        ({"seed": True}, "seed must be a whole number; got True"),
+        ({"seed": np.float64(1)}, "seed must be a whole number; got"),
+        ({"show_attributes": "false"}, "show_attributes must be True or False; got 'false'"),
+        ({"num_products": 3}, "num_products is for a folder; an open shop has its own, got 3"),
+        ({"index_dir": "x"}, "index_dir is for a folder; an open shop has its own, got 'x'"),
     ],
 )
 def test_wrong_settings_are_refused(settings: dict[str, Any], message: str) -> None:
@@ -270,6 +281,38 @@ def test_wrong_settings_are_refused(settings: dict[str, Any], message: str) -> N
     with pytest.raises(ConfigError) as error:
         WebShopEngine(SHOP, **settings)
     assert str(error.value).startswith(message)
+
+
+@pytest.mark.parametrize("data_dir", [None, 3, b"data", "", "a\0b"])
+def test_what_is_no_folder_is_refused(data_dir: Any) -> None:
+    """With what came instead."""
+    with pytest.raises(ConfigError, match="data_dir must be the path of a folder; got"):
+        WebShopEngine(data_dir)
+
+
+def test_numpy_integers_are_whole_numbers() -> None:
+    """As a seed they give the same prices as Python's."""
+    engine = WebShopEngine(BIG_SHOP, seed=np.int64(3), num_prev_obs=np.int32(1))
+    assert list(engine.goals) == list(WebShopEngine(BIG_SHOP, seed=3).goals)
+
+
+def test_queries_that_are_no_text_are_refused() -> None:
+    """As actions are."""
+    engine = make_engine()
+    for call in (engine.search, engine.step, engine.inadmissible_reason):
+        with pytest.raises(TaskError, match="must be a text; got 5"):
+            call(5)
+
+
+def test_nouns_are_there_before_the_first_purchase() -> None:
+    """They are loaded when the first engine is made, once, not while somebody shops."""
+    loaded = []
+    nouns = TitleNouns.from_mapping({})
+    loaders = Loaders(lambda: SHOP.index, lambda: loaded.append(1) or nouns, lambda: None)
+    shop = Shop(SHOP.catalogue, loaders, "items")
+    WebShopEngine(shop)
+    WebShopEngine(shop)
+    assert loaded == [1]
 
 
 def test_import_is_light() -> None:

@@ -14,6 +14,8 @@ import pytest
 
 from dmr_gym.backends import ScriptedBackend
 from dmr_gym.env import PrecisionRoutingEnv
+from dmr_gym.errors import ConfigError
+from dmr_gym.tasks.toy import ToyTask
 from dmr_gym.tasks.webshop.task import WebshopTask
 from dmr_gym.types import Request
 from dmr_gym.vector import PrecisionRoutingVectorEnv
@@ -27,7 +29,7 @@ def answer(request: Request) -> str:
     prompt = str(request.prompt)
     if request.precision == "low":
         return " dance\n"
-    if prompt.endswith("search[...]\n>"):
+    if "\nsearch[...]\n" in prompt:
         return f" search[{prompt.split()[4]} mix]\n"
     if "[buy now]" in prompt:
         return " click[buy now]\n"
@@ -60,6 +62,21 @@ def test_an_episode_ends_with_the_purchase() -> None:
     assert 0.0 <= last["score"] <= 1.0
     assert last["success"] == (last["score"] == 1.0)
     assert [step[1] for step in steps] == [0.0, -0.25, 0.0, float(last["success"])]
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ("webshop", r"no embedded weights for world 'webshop'; this installation carries \['alfworld'\]"),
+        ("toy", r"no embedded weights for world 'toy'; this installation carries \['alfworld'\]"),
+        (ToyTask(), r"needs the option world, which a live task cannot fill in; .* \['alfworld'\]"),
+    ],
+)
+def test_tasks_without_embedded_agents_say_so(task: object, message: str) -> None:
+    """Another world's agents never answer in their place."""
+    settings = {**SETTINGS, "task": task, "task_kwargs": None, "backend": None}
+    with pytest.raises(ConfigError, match=message):
+        PrecisionRoutingEnv(**settings)
 
 
 def test_vector_environments_play_as_single_ones() -> None:

@@ -32,14 +32,13 @@ FEATURES = "features of b000000004\n{text}\n[back to search] [< prev]"
 
 def prompt(page: str, *history: str) -> str:
     """A prompt of the style "short" with the task of this module."""
-    return "\n".join((TASK, f"Step {len(history) + 1}", *(f"was {step}" for step in history), page, ">"))
+    return "\n".join((TASK, f"Step {len(history) + 1}", *(f"was {step}" for step in history), page, TASK, ">"))
 
 
 def test_prompt_is_taken_apart() -> None:
     """Task, history, summary and body are found; keywords may hold what separates other parts."""
-    text = (
-        'Task: a: b\nStep 3\nwas start: search[x: [y]]\nwas results 1 "x: [y]": click[b]\nitem b\n$1.0\nT\n[buy now]\n>'
-    )
+    history = 'was start: search[x: [y]]\nwas results 1 "x: [y]": click[b]'
+    text = f"Task: a: b\nStep 3\n{history}\nitem b\n$1.0\nT\n[buy now]\nTask: a: b\n>"
     assert read_prompt(text) == View(
         "a: b", (Past("start", "search[x: [y]]"), Past('results 1 "x: [y]"', "click[b]")), "item b", ("$1.0", "T")
     )
@@ -101,14 +100,20 @@ def test_item_is_left_when_type_or_price_is_wrong() -> None:
     assert EXPERT.act(prompt(ITEM.replace("Men's", "Women's"), past)) == "click[< prev]"
 
 
+def with_chosen(page: str, *values: str) -> str:
+    """The page after these values were chosen."""
+    for value in values:
+        page = "\n".join(f"{line} = {value}" if f"[{value}]" in line else line for line in page.split("\n"))
+    return page
+
+
 def test_values_are_chosen_in_page_order_and_then_bought() -> None:
     """Color, size, buy now; a wrong value is corrected at once."""
-    past = [f"{RESULTS}: click[b000000004]"]
-    for action in ("click[navy blue]", "click[9]", "click[buy now]"):
-        assert EXPERT.act(prompt(ITEM, *past[-2:])) == action
-        past.append(f"item b000000004: {action}")
-    wrong = ("item b000000004: click[navy blue]", "item b000000004: click[9.5]")
-    assert EXPERT.act(prompt(ITEM, *wrong)) == "click[9]"
+    past = f"{RESULTS}: click[b000000004]"
+    assert EXPERT.act(prompt(ITEM, past)) == "click[navy blue]"
+    assert EXPERT.act(prompt(with_chosen(ITEM, "navy blue"), past)) == "click[9]"
+    assert EXPERT.act(prompt(with_chosen(ITEM, "navy blue", "9"), past)) == "click[buy now]"
+    assert EXPERT.act(prompt(with_chosen(ITEM, "navy blue", "9.5"), past)) == "click[9]"
 
 
 def test_features_are_read_when_the_title_lacks_an_attribute() -> None:

@@ -176,14 +176,13 @@ def test_term_frequencies_of_any_size_are_exact(dense_from: int) -> None:
 def test_index_on_disk_is_that_in_memory(
     tmp_path: Path, catalogue: tuple[list[str], list[str], list[str]], dense_from: int
 ) -> None:
-    """Built from a stream in runs of any size, or written and opened: all arrays are the same."""
+    """Built from a stream in runs of any size: all arrays are the same."""
     texts, asins, queries = catalogue
     texts[3] = "w0 " * 400 + "\u6f22\ud83d★"
     index = SearchIndex.build(texts, asins, dense_from)
-    index.write(tmp_path / "written")
     for size in (1, 700, 10**9):
         build_index(iter(texts), np.array(asins), tmp_path / str(size), batch_characters=size, dense_from=dense_from)
-    for name in ("written", "1", "700", str(10**9)):
+    for name in ("1", "700", str(10**9)):
         opened = SearchIndex.open(tmp_path / name)
         assert opened._arrays.meta == index._arrays.meta
         for array, values in vars(index._arrays).items():
@@ -215,12 +214,15 @@ def test_worker_processes_build_the_same_index(
 
 @pytest.mark.slow
 def test_scale_benchmark_measures_each_size(tmp_path: Path) -> None:
-    """Figures of both stages are there, texts have about 5 kB, and the record is written."""
+    """Figures of all stages are there, texts have about 5 kB, and the record is written."""
     (row,) = bench_webshop_scale.main(["--products", "300", "--out", str(tmp_path)])["sizes"]
     assert 4000 < row["text_bytes_a_product"] < 6000
     assert 350 < row["terms_a_product"] < 550
     assert 0 < row["p50_ms"] <= row["p99_ms"] <= row["max_ms"]
     assert min(row["build_s"], row["disk_mb"], row["open_ms"]) > 0
+    assert row["goals"] == 300 * 3 * 2
+    assert 0 < row["engine_made_s"] <= row["start_s"] < row["open_s"] + 1
+    assert row["open_disk_mb"] > row["disk_mb"]
     record = json.loads((tmp_path / "webshop_scale.json").read_text(encoding="utf-8"))
     assert record["sizes"] == [row]
     assert sorted(path.suffix for path in tmp_path.iterdir()) in ([".json", ".png"], [".json"])
@@ -256,7 +258,7 @@ def test_numbers_of_texts_and_asins_have_to_agree(tmp_path: Path) -> None:
 def test_damaged_index_is_told(tmp_path: Path, catalogue: tuple[list[str], list[str], list[str]]) -> None:
     """A missing, cut, exchanged or older file raises CacheError, which says what to do."""
     texts, asins, _ = catalogue
-    SearchIndex.build(texts, asins, ALWAYS).write(tmp_path / "good")
+    build_index(texts, asins, tmp_path / "good", dense_from=ALWAYS)
 
     def damage(name: str, content: bytes | None) -> None:
         bad = tmp_path / "bad"
@@ -276,3 +278,12 @@ def test_damaged_index_is_told(tmp_path: Path, catalogue: tuple[list[str], list[
     damage("norms.npy", (tmp_path / "good" / "term_bytes.npy").read_bytes())
     damage("index.json", (tmp_path / "good" / "index.json").read_bytes().replace(b'"format": 1', b'"format": 0'))
     damage("index.json", b"[1]")
+
+
+def test_impossible_numbers_on_disk_are_told_when_they_are_met(tmp_path: Path) -> None:
+    """A product number that no product has leads to an error that names the folder."""
+    build_index(["red lamp", "red"], ["A", "B"], tmp_path)
+    docs = np.load(tmp_path / "docs.npy")
+    np.save(tmp_path / "docs.npy", np.full_like(docs, 99))
+    with pytest.raises(CacheError, match=r"is damaged \(.*\); delete the folder and build it again"):
+        SearchIndex.open(tmp_path).search("lamp")

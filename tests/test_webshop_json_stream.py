@@ -60,7 +60,7 @@ def test_members_are_those_of_json_load(file: Path, values: dict[str, Any], chun
     [
         (b"", 0, "expected '[', the file ends"),
         (b"{}", 0, "expected '[', found '{'"),
-        (b"\xef\xbb\xbf[]", 0, "expected '[', found '\\ufeff'"),
+        (b"\xef\xbb\xbf" * 2 + b"[]", 0, "expected '[', found '\\ufeff'"),
         (b"[", 0, "Expecting value, the file ends"),
         (b'[{"a": 1}', 1, "expected ',', the file ends"),
         (b'[{"a": 1}, {"b', 1, "Unterminated string starting at, the file ends"),
@@ -120,3 +120,21 @@ def test_value_without_end_is_refused_before_it_fills_the_memory(
     with pytest.raises(TaskError):
         list(stream.elements())
     assert stream.digest is None
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 2, 1 << 20])
+def test_byte_order_mark_is_skipped(file: Path, monkeypatch: pytest.MonkeyPatch, chunk_bytes: int) -> None:
+    """At the start of the file only; in a text the character stays."""
+    monkeypatch.setattr(json_stream, "CHUNK_BYTES", chunk_bytes)
+    file.write_text('\ufeff["\ufeffa", 2]', encoding="utf-8")
+    assert list(JsonStream(file).elements()) == ["\ufeffa", 2]
+    file.write_text('\ufeff\ufeff["a"]', encoding="utf-8")
+    with pytest.raises(TaskError, match="expected '\\['"):
+        list(JsonStream(file).elements())
+
+
+def test_number_of_thousands_of_digits_is_told(file: Path) -> None:
+    """Python refuses to read it; the message names the file as for any other damage."""
+    file.write_text(f"[1, {'9' * 5000}]", encoding="utf-8")
+    with pytest.raises(TaskError, match=r"data.json: not readable as JSON at row 1: .* digits"):
+        list(JsonStream(file).elements())

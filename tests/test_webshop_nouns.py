@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from dmr_gym.errors import CacheError, TaskError
 from dmr_gym.tasks.webshop import nouns as nouns_module
+from dmr_gym.tasks.webshop.catalogue import Catalogue
 from dmr_gym.tasks.webshop.noun_table import NounTable
 from dmr_gym.tasks.webshop.nouns import (
     WORDS_TAGGER,
@@ -23,6 +24,7 @@ from dmr_gym.tasks.webshop.nouns import (
     load_title_nouns,
     title_words,
 )
+from tests.webshop_rows import make_row
 
 TITLES = {"B000000002": "The Red Lamp of 12V", "B000000001": "Sofa and Sofa", "B000000003": "½ — 3"}
 
@@ -43,6 +45,7 @@ def tagger(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return Tagger("stand-in 1.0", tag)
 
     monkeypatch.setattr(nouns_module, "load_tagger", load)
+    monkeypatch.setattr(nouns_module, "installed_tagger", lambda: "stand-in 1.0")
     return loadings
 
 
@@ -54,11 +57,18 @@ def no_tagger(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ImportError("No module named 'spacy'")
 
     monkeypatch.setattr(nouns_module, "load_tagger", load)
+    monkeypatch.setattr(nouns_module, "installed_tagger", lambda: None)
 
 
-def load(data_dir: Path | None, index_dir: Path | None = None, asins: Sequence[str] = tuple(TITLES)) -> TitleNouns:
+def load(data_dir: Path | None, table_dir: Path | None = None, titles: dict[str, str] = TITLES) -> TitleNouns:
     """Load the nouns of the titles above."""
-    return load_title_nouns(data_dir, list(asins), TITLES.__getitem__, index_dir)
+    catalogue = Catalogue.from_rows([make_row(asin, name=title) for asin, title in titles.items()], {})
+    return load_title_nouns(catalogue, data_dir, table_dir)
+
+
+def tables(folder: Path) -> list[Path]:
+    """The tables in a folder."""
+    return [path for path in folder.iterdir() if path.is_dir()]
 
 
 asins = st.text("AB01", min_size=1, max_size=10)
@@ -74,6 +84,14 @@ def test_table_returns_what_it_was_built_of(rows: dict[str, list[str]]) -> None:
     assert table.get("Z") is None
     assert table.get("A" * 11) is None
     assert table.missing([*rows, "Z"]) == ["Z"]
+
+
+def test_last_of_equal_asins_counts() -> None:
+    """As in a dict; the rows around it are not moved."""
+    rows = [("B", ["old", "b"]), ("A", ["a"]), ("B", ["new"]), ("C", []), ("A", ["x", "a"])]
+    table = NounTable.build(rows, "hand")
+    assert len(table) == 3
+    assert {asin: table.get(asin) for asin in "ABC"} == {"A": ("x", "a"), "B": ("new",), "C": ()}
 
 
 def test_table_on_disk_is_the_same_and_mapped(tmp_path: Path) -> None:
@@ -136,7 +154,7 @@ def test_large_file_is_mapped_from_the_index_directory(tmp_path: Path, monkeypat
     path.parent.mkdir()
     path.write_text(json.dumps({asin: ["old"] for asin in TITLES}))
     assert load(path.parent, index_dir).nouns_of("B000000002") == ("old",)
-    assert len(os.listdir(index_dir)) == 1
+    assert len(tables(index_dir)) == 1
     with monkeypatch.context() as patch:
         patch.setattr(nouns_module, "_read", None)
         assert load(path.parent, index_dir).nouns_of("B000000002") == ("old",)
@@ -151,44 +169,63 @@ def test_file_that_lacks_products_is_refused(tmp_path: Path) -> None:
         load(tmp_path)
 
 
-@pytest.mark.parametrize("content", ["[", "[]", '{"B000000001": "sofa"}', '{"B000000001": [1]}', "\xff"])
+@pytest.mark.parametrize(
+    "content",
+    ["[", "[]", '{"B000000001": "sofa"}', '{"B000000001": [1]}', "\xff", "[" * 99_999, '{"B": ' + "[" * 99_999],
+)
 def test_file_of_another_kind_is_refused(tmp_path: Path, content: str) -> None:
     """The message says what is expected."""
     (tmp_path / "title_nouns.json").write_bytes(content.encode("latin-1"))
-    with pytest.raises(TaskError, match=r"title_nouns\.json (cannot be read as JSON|must be \{asin)"):
+    with pytest.raises(TaskError, match=r"title_nouns\.json(: not readable as JSON| must be \{asin).*make it again"):
         load(tmp_path)
 
 
 def test_titles_are_tagged_once(tmp_path: Path, tagger: list[int]) -> None:
-    """The table is kept beside the data; another set of products gets another table."""
-    assert load(tmp_path).nouns_of("B000000002") == ("the", "red", "lamp")
-    assert load(tmp_path).nouns_of("B000000001") == ("sofa", "sofa")
-    assert load(tmp_path).tagger == "stand-in 1.0"
-    assert len(tagger) == 1
-    load(tmp_path, asins=["B000000001"])
-    assert len(tagger) == len(os.listdir(tmp_path)) == 2
-
-
-def test_table_goes_to_the_index_directory_when_data_is_read_only(tmp_path: Path, tagger: list[int]) -> None:
-    """A file in the way of the folder stands for data that cannot be written; root may write anywhere."""
+    """The table is kept where tables go, not beside the data."""
     data_dir, index_dir = tmp_path / "data", tmp_path / "index"
-    data_dir.write_text("")
+    data_dir.mkdir()
+    assert load(data_dir, index_dir).nouns_of("B000000002") == ("the", "red", "lamp")
     assert load(data_dir, index_dir).nouns_of("B000000001") == ("sofa", "sofa")
-    load(data_dir, index_dir)
-    assert (len(tagger), len(os.listdir(index_dir))) == (1, 1)
+    assert load(data_dir, index_dir).tagger == "stand-in 1.0"
+    assert (len(tagger), len(tables(index_dir)), os.listdir(data_dir)) == (1, 1, [])
+
+
+def test_other_titles_or_taggers_have_tables_of_their_own(
+    tmp_path: Path, tagger: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fewer products, the same asins with other titles, and another version of the tagger: each is tagged anew."""
+    load(None, tmp_path)
+    load(None, tmp_path, {"B000000001": TITLES["B000000001"]})
+    changed = load(None, tmp_path, TITLES | {"B000000001": "Blue Chair"})
+    assert changed.nouns_of("B000000001") == ("blue", "chair")
+    monkeypatch.setattr(nouns_module, "installed_tagger", lambda: "stand-in 2.0")
+    load(None, tmp_path)
+    assert len(tagger) == len(tables(tmp_path)) == 4
+
+
+def test_table_made_elsewhere_is_used_without_a_tagger(
+    tmp_path: Path, tagger: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where spaCy is not installed, nobody else's table of these titles is better than their words."""
+    load(None, tmp_path)
+    monkeypatch.setattr(nouns_module, "installed_tagger", lambda: None)
+    assert load(None, tmp_path).tagger == "stand-in 1.0"
+    assert len(tagger) == 1
 
 
 def test_table_that_cannot_be_kept_is_used_with_a_warning(tmp_path: Path, tagger: list[int]) -> None:
-    """Nothing is lost but time."""
-    data_dir = tmp_path / "data"
-    data_dir.write_text("")
-    with pytest.warns(TitleNounsWarning, match=f"cannot be written to {data_dir}: every start .* set index_dir"):
-        nouns = load(data_dir)
+    """Nothing is lost but time. A file stands for a folder that cannot be written: root may write anywhere."""
+    (tmp_path / "file").touch()
+    with pytest.warns(TitleNounsWarning, match=f"cannot be written to {tmp_path}/file: every start .* set index_dir"):
+        nouns = load(tmp_path, tmp_path / "file")
     assert nouns.nouns_of("B000000001") == ("sofa", "sofa")
+    with pytest.warns(TitleNounsWarning, match=f"cannot be written to {tmp_path}: every start"):
+        load(tmp_path)
+    assert len(tagger) == 2
 
 
 def test_products_without_a_folder_are_tagged_in_memory(tagger: list[int]) -> None:
-    """There is nowhere to keep a table, and nothing to warn of."""
+    """Nothing is kept, and there is nothing to warn of."""
     assert load(None).nouns_of("B000000003") == ()
     assert len(tagger) == 1
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dmr_gym.tasks.webshop.catalogue import Catalogue
-from dmr_gym.tasks.webshop.markup import page_html
+from dmr_gym.tasks.webshop.display import page_html
 from dmr_gym.tasks.webshop.pages import (
     DONE,
     ITEM,

@@ -51,7 +51,7 @@ FEATURES = PageView(
 @pytest.mark.parametrize(
     ("number", "history", "view", "expected"),
     [
-        (1, [], START, f"Task: {GOAL}\nStep 1\nstart\nsearch[...]\n>"),
+        (1, [], START, f"Task: {GOAL}\nStep 1\nstart\nsearch[...]\nTask: {GOAL}\n>"),
         (
             2,
             [("start", "search[gluten free snack bar]")],
@@ -63,7 +63,7 @@ FEATURES = PageView(
             "[b0k3m9x2qa] $24.99 oat & co gluten free snack bar\n"
             "[b000000001] $3.0 to $10.0 plain bar\n"
             "[back to search] [< prev] [next >]\n"
-            ">",
+            f"Task: {GOAL}\n>",
         ),
         (
             3,
@@ -78,7 +78,7 @@ FEATURES = PageView(
             "size: [8 ounce (pack of 2)] odd [8]\n"
             "color:\n"
             "[back to search] [< prev] [description] [features] [reviews] [buy now]\n"
-            ">",
+            f"Task: {GOAL}\n>",
         ),
         (
             4,
@@ -92,21 +92,29 @@ FEATURES = PageView(
             "gluten free and ready to eat\n"
             "made with real cocoa\n"
             "[back to search] [< prev]\n"
-            ">",
+            f"Task: {GOAL}\n>",
         ),
         (
             5,
             [],
             PageView(page_summary("reviews", ASIN), text_body([]), ("back to search", "< prev")),
-            f"Task: {GOAL}\nStep 5\nreviews of b0k3m9x2qa\n[back to search] [< prev]\n>",
+            f"Task: {GOAL}\nStep 5\nreviews of b0k3m9x2qa\n[back to search] [< prev]\nTask: {GOAL}\n>",
         ),
-        (6, [], PageView(page_summary("done", ASIN)), f"Task: {GOAL}\nStep 6\nbought b0k3m9x2qa\n>"),
+        (6, [], PageView(page_summary("done", ASIN)), f"Task: {GOAL}\nStep 6\nbought b0k3m9x2qa\nTask: {GOAL}\n>"),
     ],
     ids=["start", "results", "item", "features", "reviews", "done"],
 )
 def test_short_prompt_is_exact(number: int, history: list[tuple[str, str]], view: PageView, expected: str) -> None:
     """Every page kind has exactly these lines, and nothing follows the last ">"."""
     assert short_prompt(GOAL, number, history, view) == expected
+
+
+def test_products_looked_at_and_options_chosen_are_marked() -> None:
+    """A visited product is "seen", and a chosen value stands behind "="."""
+    products = [(ASIN, "$1.0", "tea"), ("B000000001", "$2.0", "bar")]
+    assert results_body(products, {ASIN}) == ("seen [b0k3m9x2qa] $1.0 tea", "[b000000001] $2.0 bar")
+    options, chosen = [("size", ["s", "m"]), ("color", ["red"])], {"size": "m"}
+    assert item_body("$1.0", "tea", options, ["s", "m", "red"], chosen)[2:] == ("size: [s] [m] = m", "color: [red]")
 
 
 def test_short_prompt_keeps_the_task_on_one_line() -> None:

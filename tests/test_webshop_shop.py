@@ -6,17 +6,19 @@ import json
 import os
 import random
 import shutil
+import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dmr_gym.errors import CacheError, ConfigError, TaskError
-from dmr_gym.tasks.webshop import json_stream, product_reader, shop, stored_shop
-from dmr_gym.tasks.webshop.data_files import find_data_files
+from dmr_gym.errors import CacheError, TaskError
+from dmr_gym.tasks.webshop import data_files, index_folder, json_stream, shop, stored_shop
 from dmr_gym.tasks.webshop.goals import GoalBook
 from dmr_gym.tasks.webshop.shop import INDEX_FOLDER, Shop, open_shop
+from dmr_gym.tasks.webshop.storefront import storefront_of
 from tests.webshop_rows import make_entry, make_row, write_data
 
 ROWS = [make_row(f"B00000000{number}", name=f"{word} lamp") for number, word in enumerate(("red", "tall", "old"))]
@@ -43,7 +45,7 @@ def builds(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
             if path.name.startswith("items_shuffle"):
                 read.append(path)
 
-    monkeypatch.setattr(product_reader, "JsonStream", CountingStream)
+    monkeypatch.setattr(data_files, "JsonStream", CountingStream)
     return read
 
 
@@ -86,8 +88,43 @@ def test_index_goes_where_it_is_told(data: Path, tmp_path: Path) -> None:
     """With index_dir, nothing is written beside the data."""
     before = sorted(os.listdir(data))
     open_shop(data, index_dir=tmp_path / "a/b")
-    assert (tmp_path / "a/b" / FOLDER / "manifest.json").is_file()
+    assert len(list((tmp_path / "a/b").glob(f"{FOLDER}-*/manifest.json"))) == 1
     assert sorted(os.listdir(data)) == before
+
+
+def test_data_folders_can_share_an_index_folder(data: Path, tmp_path: Path, builds: list[Path]) -> None:
+    """Each has an index of its own, also under the name of a link, so none is built twice."""
+    other = write_data(tmp_path / "other", [row | {"name": "sofa"} for row in ROWS], ENTRIES)
+    (tmp_path / "link").symlink_to(data)
+    for _ in range(2):
+        first = reopen(data, index_dir=tmp_path / "index")
+        assert set(titles(reopen(other, index_dir=tmp_path / "index"))) == {"sofa"}
+        assert titles(first) == titles(reopen(tmp_path / "link", index_dir=tmp_path / "index"))
+    assert len(builds) == 2
+
+
+def test_open_shop_keeps_its_products_while_the_data_changes(data: Path) -> None:
+    """Another index in the place of the one that is open changes nothing for who has it open."""
+    first = open_shop(data)
+    expected = titles(first)
+    write_data(data, [row | {"name": "sofa"} for row in ROWS], ENTRIES)
+    assert set(titles(open_shop(data))) == {"sofa"}
+    assert titles(first) == expected == [first.catalogue[number].title for number in range(3)]
+
+
+def test_threads_get_one_shop(data: Path, builds: list[Path]) -> None:
+    """Threads that open the same data at once share shop, nouns and human instructions, and one of them builds."""
+    together = threading.Barrier(8)
+
+    def open_together(_: int) -> tuple[Shop, Any, Any, Any]:
+        together.wait()
+        opened = open_shop(data)
+        return opened, opened.nouns, opened.human, storefront_of(opened)
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(open_together, range(8)))
+    assert len({tuple(map(id, parts)) for parts in found}) == 1
+    assert len(builds) == 1
 
 
 @pytest.mark.parametrize("name", ["items_shuffle_1000.json", "items_ins_v2_1000.json"])
@@ -105,16 +142,70 @@ def test_index_is_rebuilt_when_the_data_changes(data: Path, builds: list[Path], 
     assert len(builds) == 2
 
 
-@pytest.mark.parametrize("version", ["VERSION", "SEARCH_FORMAT"])
-def test_index_is_rebuilt_when_the_format_changes(
-    data: Path, builds: list[Path], monkeypatch: pytest.MonkeyPatch, version: str
+def test_index_is_rebuilt_when_the_code_changes(
+    data: Path, builds: list[Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """An index of another version of the catalogue or of the search is not used."""
+    """An index made by another version of any module that decides what is in it is not used."""
     open_shop(data)
-    monkeypatch.setattr(stored_shop, version, 999)
+    package = Path(stored_shop.__file__).parent
+    for name in stored_shop.CODE:
+        assert (package / f"{name}.py").is_file()
+        (tmp_path / f"{name}.py").write_bytes((package / f"{name}.py").read_bytes())
+    monkeypatch.setattr(stored_shop.resources, "files", lambda package: tmp_path)
+    stored_shop.code_digest.cache_clear()
+    reopen(data)
+    assert len(builds) == 1
+    with (tmp_path / "analyzer.py").open("a", encoding="utf-8") as file:
+        file.write("# changed")
+    stored_shop.code_digest.cache_clear()
     reopen(data)
     reopen(data)
+    stored_shop.code_digest.cache_clear()
     assert len(builds) == 2
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sources": [1, 2]},
+        {"sources": [{"name": []}, {}]},
+        {"files": {"products.jsonl": {"bytes": "x", "crc32": 0}}},
+        {"files": {"products.jsonl": 5}},
+        {"files": []},
+        {"code": None},
+    ],
+)
+def test_index_with_a_junk_manifest_is_built_again(data: Path, builds: list[Path], changes: dict[str, Any]) -> None:
+    """What was not written by the library counts as damage, whatever it is."""
+    expected = titles(open_shop(data))
+    path = data / INDEX_FOLDER / FOLDER / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes), encoding="utf-8")
+    assert titles(reopen(data)) == expected
+    assert len(builds) == 2
+
+
+def test_index_that_its_manifest_does_not_know_is_built_again(data: Path, builds: list[Path]) -> None:
+    """A manifest that lists no files cannot vouch for them: what cannot be opened is made anew."""
+    open_shop(data)
+    folder = data / INDEX_FOLDER / FOLDER
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"files": {}}), encoding="utf-8")
+    (folder / "names.json").write_text("{}", encoding="utf-8")
+    assert len(reopen(data).catalogue) == 3
+    assert len(builds) == 2
+
+
+def test_byte_changed_in_a_large_index_file_is_told(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files above the threshold are not read at opening; what breaks a product is told when the product is read."""
+    open_shop(data)
+    monkeypatch.setattr(index_folder, "CHECKED_AT_OPEN_BYTES", 0)
+    path = data / INDEX_FOLDER / FOLDER / "products.jsonl"
+    content = path.read_bytes()
+    path.write_bytes(content[:2] + b"\xff" + content[3:])
+    opened = reopen(data)
+    assert opened.catalogue[1].title == "tall lamp"
+    with pytest.raises(CacheError, match=rf"product 0 cannot be read .*; delete the folder {path.parent} and it is"):
+        assert opened.catalogue[0]
 
 
 @pytest.mark.parametrize("name", ["products.jsonl", "prices.npy", "search/docs.npy", "manifest.json"])
@@ -203,58 +294,6 @@ def test_first_rows_have_an_index_of_their_own(data: Path) -> None:
         f"{FOLDER}-100",
         f"{FOLDER}-3",
     ]
-
-
-@pytest.mark.parametrize("num_products", [0, -1, 2.0, "3", True])
-def test_number_of_products_is_checked(data: Path, num_products: Any) -> None:
-    """What is no positive whole number is a setting error."""
-    with pytest.raises(ConfigError, match="num_products must be"):
-        open_shop(data, num_products=num_products)
-
-
-def test_full_release_is_preferred_unless_a_thousand_will_do(data: Path) -> None:
-    """Of both releases in a folder the full one is read, with the full instructions, but not for 1000 products."""
-    write_data(data, ROWS[:2], ENTRIES, suffix="")
-    names = {
-        number: [file.path.name for file in (files.items, files.instructions)]
-        for number in (None, 5, 1000, 1001)
-        for files in [find_data_files(data, number)]
-    }
-    full, small = ["items_shuffle.json", "items_ins_v2.json"], ["items_shuffle_1000.json", "items_ins_v2_1000.json"]
-    assert names == {None: full, 5: small, 1000: small, 1001: full}
-    (data / "items_ins_v2_1000.json").unlink()
-    assert find_data_files(data, 5).instructions.path.name == "items_ins_v2.json"
-
-
-def test_missing_files_are_named(data: Path) -> None:
-    """Files that are needed are asked for by name; the human instructions are needed for human goals only."""
-    with pytest.raises(TaskError, match=r"none: expected items_shuffle.json or items_shuffle_1000.json.*such folder"):
-        open_shop(data / "none")
-    (data / "items_human_ins.json").unlink()
-    opened = open_shop(data)
-    assert opened.human is None
-    assert len(GoalBook.build(opened.catalogue, opened.human, "synthetic", random.Random(0))) == 12
-    with pytest.raises(TaskError, match=r"human goals need items_human_ins.json"):
-        GoalBook.build(opened.catalogue, opened.human, "human", random.Random(0))
-    (data / "items_ins_v2_1000.json").unlink()
-    with pytest.raises(TaskError, match=r"expected items_ins_v2_1000.json or items_ins_v2.json, .*no such file"):
-        open_shop(data)
-
-
-def test_broken_files_are_named(data: Path) -> None:
-    """Errors of rows and entries have the file's path, whichever file it is."""
-    for name, text in [
-        ("items_shuffle_1000.json", '[{"asin": "A"}]'),
-        ("items_shuffle_1000.json", '[{"asin": "A"'),
-        ("items_ins_v2_1000.json", '{"B000000000": []}'),
-        ("items_ins_v2_1000.json", "[]"),
-    ]:
-        write_data(data, ROWS, ENTRIES)
-        (data / name).write_text(text, encoding="utf-8")
-        with pytest.raises(TaskError) as failure:
-            open_shop(data)
-        assert str(failure.value).startswith(str(data / name))
-        assert not (data / INDEX_FOLDER / FOLDER).exists()
 
 
 def test_official_release_opens_alike_from_memory_and_from_disk(shared_data: Path, tmp_path: Path) -> None:

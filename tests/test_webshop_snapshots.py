@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from dmr_gym.errors import TaskError
 from dmr_gym.tasks.webshop.engine import WebShopEngine
 from dmr_gym.tasks.webshop.fixes import FIXES
-from tests.webshop_shops import BIG_SHOP, LAMP, do, make_engine
+from tests.webshop_rows import make_row
+from tests.webshop_shops import BIG_SHOP, LAMP, SMALL, do, make_engine, make_shop
 
 
 def draw_action(engine: WebShopEngine, chance: random.Random) -> str:
@@ -66,13 +67,33 @@ def test_snapshots_share_the_generator_that_stood_still() -> None:
 
 
 def test_states_of_other_worlds_are_refused() -> None:
-    """Another seed, kind of goals or shop has other goals."""
+    """Another seed, kind of goals or shop has other goals, also when all asins are the same."""
     state = make_engine().snapshot()
-    with pytest.raises(TaskError, match="plays with seed 1, synthetic goals, 3 products, the first B0000LAMP1; the"):
+    with pytest.raises(TaskError, match=r"plays with seed 1, 2 synthetic goals, 3 products of checksum \w{8}; the"):
         make_engine(seed=1).restore(state)
-    for engine in (make_engine(goals="human"), make_engine(BIG_SHOP)):
-        with pytest.raises(TaskError, match="the state is of one with seed 0, synthetic goals, 3 products"):
+    renamed = make_shop(make_row(SMALL, name="Other letters"))
+    for engine in (make_engine(goals="human"), make_engine(BIG_SHOP), make_engine(renamed)):
+        with pytest.raises(TaskError, match=r"the state is of one with seed 0, 2 synthetic goals, 3 products"):
             engine.restore(state)
+
+
+@pytest.mark.parametrize("state", [None, (), "state", make_engine().snapshot().play, {"world": 1}])
+def test_what_is_no_state_is_refused(state: Any) -> None:
+    """Whatever was given instead."""
+    with pytest.raises(TaskError, match=r"a state is what snapshot\(\) returned; got"):
+        make_engine().restore(state)
+
+
+@pytest.mark.parametrize("asin", ["FEATURES", "REVIEWS", "BUY NOW", "ATTRIBUTES", "SEARCH", "NEXT >", "< PREV"])
+def test_asins_that_are_button_texts_raise_nothing(asin: str) -> None:
+    """Among the results a link is a link, except for those two buttons that are there too, and "search"."""
+    engine = make_engine(make_shop(make_row(asin, name="Odd lamp")))
+    do(engine, "search[odd]")
+    assert asin.lower() in engine.available["clickables"]
+    engine.step(f"click[{asin}]")
+    assert engine.page.asin == (None if asin in ("SEARCH", "NEXT >", "< PREV") else asin)
+    for action in ("click[features]", "click[< prev]", "click[< prev]", "click[< prev]", "click[buy now]"):
+        assert isinstance(engine.step(action), str)
 
 
 ENGINES = [make_engine(), make_engine(BIG_SHOP, fixes=list(FIXES), observation_mode="text_rich", show_attributes=True)]

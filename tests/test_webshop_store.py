@@ -8,16 +8,18 @@ import os
 import random
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 
 from dmr_gym.errors import CacheError
+from dmr_gym.tasks.webshop import index_folder, store
 from dmr_gym.tasks.webshop.catalogue import Catalogue
 from dmr_gym.tasks.webshop.columns import Columns
 from dmr_gym.tasks.webshop.goals import GoalBook
-from dmr_gym.tasks.webshop.index_folder import build_lock, find_damage, read_manifest, verify_folder, write_folder
+from dmr_gym.tasks.webshop.index_folder import build_lock, find_damage, read_manifest, write_folder
 from dmr_gym.tasks.webshop.rows import RowReader
 from dmr_gym.tasks.webshop.store import decode_product, encode_product, open_catalogue, write_catalogue
 from tests.webshop_rows import Row, make_entry, make_row, shops
@@ -60,6 +62,45 @@ def test_large_columns_are_mapped_rather_than_read(tmp_path: Path) -> None:
     assert stored[4999] is stored[4999]
 
 
+@pytest.mark.parametrize("read_bytes", [1, 700, 1 << 20])
+def test_open_catalogue_outlives_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read_bytes: int) -> None:
+    """When another catalogue takes the folder's name, products still are those that were opened, one by one or all."""
+    monkeypatch.setattr(store, "READ_BYTES", read_bytes)
+    rows = [make_row(f"A{number}") for number in range(5)]
+    (tmp_path / "index").mkdir()
+    write_rows(tmp_path / "index", rows, {})
+    opened = open_catalogue(tmp_path / "index", "items")
+    (tmp_path / "index").rename(tmp_path / "old")
+    (tmp_path / "index").mkdir()
+    write_rows(tmp_path / "index", [make_row(f"B{number}") for number in range(5)], {})
+    first, second = iter(opened), iter(opened)
+    for number in range(5):
+        assert next(first) == next(second) == opened[number]
+    assert [product.asin for product in opened] == [row["asin"] for row in rows]
+
+
+def test_damaged_line_of_a_product_is_told_when_it_is_read(tmp_path: Path) -> None:
+    """A byte that breaks a line names the product and the folder to delete; the other products can be read."""
+    write_rows(tmp_path, [make_row("A"), make_row("B")], {})
+    path = tmp_path / "products.jsonl"
+    content = path.read_bytes()
+    for byte in (b"\xff", b'"', b"\n"):
+        place = content.index(b"A lamp.", content.index(b"\n"))
+        path.write_bytes(content[:place] + byte + content[place + 1 :])
+        opened = open_catalogue(tmp_path, "items")
+        assert opened[0].asin == "A"
+        for read in (lambda opened=opened: opened[1], lambda opened=opened: list(opened)):
+            with pytest.raises(CacheError, match=rf"product 1 cannot be read .* delete the folder {tmp_path} and it"):
+                read()
+
+
+def test_checksum_tells_catalogues_apart(tmp_path: Path) -> None:
+    """It is the same in memory and on disk, and another one when a title changes."""
+    write_rows(tmp_path, [make_row("A", name="é \ud83d")], {})
+    same, other = (Catalogue.from_rows([make_row("A", name=name)], {}) for name in ("é \ud83d", "e"))
+    assert open_catalogue(tmp_path, "items").columns.checksum == same.columns.checksum != other.columns.checksum
+
+
 def test_halves_of_surrogate_pairs_survive() -> None:
     """An escape that no UTF-8 text can hold comes back as it was read."""
     product = Catalogue.from_rows([make_row("A", name=json.loads('"\\ud83d!"'))], {})[0]
@@ -95,7 +136,6 @@ def test_folder_appears_with_a_manifest_of_its_files(tmp_path: Path) -> None:
     manifest = read_manifest(tmp_path / "index")
     assert manifest == {"text": "abc", "files": {"inner/file.txt": {"bytes": 3, "crc32": 0x352441C2}}}
     assert find_damage(tmp_path / "index", manifest) is None
-    verify_folder(tmp_path / "index")
     assert os.listdir(tmp_path) == ["index"]
 
 
@@ -125,8 +165,8 @@ def test_what_a_killed_build_left_is_removed_by_the_next(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("damage", ["changed", "cut", "missing"])
-def test_damage_is_told(tmp_path: Path, damage: str) -> None:
-    """Another byte, a shorter file and a missing one are found, the first only where contents are read."""
+def test_damage_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str) -> None:
+    """Another byte, a shorter file and a missing one are found, the first only in files small enough to be read."""
     folder = tmp_path / "index"
     write_folder(folder, fill_with("abc"))
     manifest = read_manifest(folder)
@@ -136,10 +176,18 @@ def test_damage_is_told(tmp_path: Path, damage: str) -> None:
         file.unlink()
     else:
         file.write_text("abd" if damage == "changed" else "ab", encoding="ascii")
-    assert (find_damage(folder, manifest, largest=2) is None) == (damage == "changed")
     assert find_damage(folder, manifest) is not None
-    with pytest.raises(CacheError, match=r"index .* is damaged: .*; delete it, and it is built again"):
-        verify_folder(folder)
+    monkeypatch.setattr(index_folder, "CHECKED_AT_OPEN_BYTES", 2)
+    assert (find_damage(folder, manifest) is None) == (damage == "changed")
+
+
+@pytest.mark.parametrize(
+    "files", [{"inner/file.txt": 3}, {"inner/file.txt": {"bytes": "x", "crc32": 1}}, {"a\0b": {}}, {"": {}}]
+)
+def test_junk_in_a_manifest_is_damage(tmp_path: Path, files: dict[str, Any]) -> None:
+    """Entries of another form than written ones are told like damaged files."""
+    write_folder(tmp_path / "index", fill_with("abc"))
+    assert find_damage(tmp_path / "index", {"files": files}) is not None
 
 
 def test_folder_without_a_manifest_is_not_an_index(tmp_path: Path) -> None:
@@ -148,8 +196,6 @@ def test_folder_without_a_manifest_is_not_an_index(tmp_path: Path) -> None:
     for text in ("{", "[]", '{"files": 1}'):
         (tmp_path / "manifest.json").write_text(text, encoding="ascii")
         assert read_manifest(tmp_path) is None
-    with pytest.raises(CacheError, match="it has no manifest"):
-        verify_folder(tmp_path)
 
 
 def _count_builds(folder: Path, log: Path) -> None:
@@ -171,4 +217,6 @@ def test_two_processes_build_once(tmp_path: Path) -> None:
         job.join()
     assert [job.exitcode for job in jobs] == [0, 0]
     assert (tmp_path / "log").read_text() == "built\n"
-    verify_folder(tmp_path / "index")
+    manifest = read_manifest(tmp_path / "index")
+    assert manifest is not None
+    assert find_damage(tmp_path / "index", manifest) is None

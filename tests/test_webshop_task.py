@@ -58,7 +58,7 @@ SHOP = Shop.from_rows(
     {BAR: ["oat", "snack", "bar"], SHIRT: ["shirt"]},
 )
 GOLDEN = [
-    ("search[Snack Bar]", f"Task: {BAR_GOAL}\nStep 1\nstart\nsearch[...]\n>"),
+    ("search[Snack Bar]", f"Task: {BAR_GOAL}\nStep 1\nstart\nsearch[...]\nTask: {BAR_GOAL}\n>"),
     (
         f"click[{BAR.lower()}]",
         f"Task: {BAR_GOAL}\n"
@@ -67,7 +67,7 @@ GOLDEN = [
         'results 1 "snack bar"\n'
         "[b000000bar] $1004.5 oat & co gluten free snack bar\n"
         "[back to search] [next >]\n"
-        ">",
+        f"Task: {BAR_GOAL}\n>",
     ),
     (
         "click[features]",
@@ -81,7 +81,7 @@ GOLDEN = [
         "flavor name: [cocoa] [sea salt]\n"
         "size: [8 ounce (pack of 2)] odd [8]\n"
         "[back to search] [< prev] [description] [features] [reviews] [buy now]\n"
-        ">",
+        f"Task: {BAR_GOAL}\n>",
     ),
     (
         "click[< prev]",
@@ -93,7 +93,7 @@ GOLDEN = [
         "gluten free and ready\n"
         "made with cocoa\n"
         "[back to search] [< prev]\n"
-        ">",
+        f"Task: {BAR_GOAL}\n>",
     ),
 ]
 
@@ -359,6 +359,16 @@ def test_any_completion_can_be_stepped_with(parts: list[str]) -> None:
         ({"panel": "test", "n_goals": 201}, "n_goals must lie in 1 to 200 for this panel, found 201"),
         ({"n_goals": 0}, "n_goals must be a whole number of at least 1, found 0"),
         ({"fixes": ["colours"]}, "colours"),
+        ({"fixes": 3}, "fixes must be a list of names among option_colors, .*; found 3"),
+        ({"fixes": None}, "fixes must be a list of names among option_colors, .*; found None"),
+        ({"fixes": [["page_kind"]]}, "fixes must be a list of names"),
+        ({"require_think": "no", "prompt_style": "chat"}, "require_think must be true or false, found 'no'"),
+        ({"show_attributes": 1}, "show_attributes must be true or false, found 1"),
+        ({"require_think": False}, "require_think=False needs prompt_style='chat'"),
+        ({"source": SHOP, "num_products": 5}, "num_products and index_dir are for data files"),
+        ({"source": SHOP, "index_dir": "somewhere"}, "num_products and index_dir are for data files"),
+        ({"source": SHOP, "goals": ""}, "unknown goals ''"),
+        ({"source": "embeded"}, "must be 'embedded', 'official' or a folder; there is no folder 'embeded'"),
     ],
 )
 def test_wrong_settings_are_refused(kwargs: dict[str, Any], message: str) -> None:

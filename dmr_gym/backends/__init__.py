@@ -22,7 +22,7 @@ from dmr_gym.types import Backend
 if TYPE_CHECKING:
     from dmr_gym.backends.local import LocalBackend
 
-__all__ = ["LocalBackend", "ScriptedBackend", "embedded_precisions", "make_backend"]
+__all__ = ["LocalBackend", "ScriptedBackend", "embedded_precisions", "make_backend", "with_world"]
 
 
 def __getattr__(name: str) -> Any:
@@ -37,7 +37,8 @@ def make_backend(config: str | Mapping[str, Any], precisions: Sequence[str]) -> 
 
     Args:
         config: {"kind": "embedded", "world": "alfworld"} | {"kind": "local", "models": {precision: folder or hub id}}
-            | {"kind": "scripted", "answers": ...}, each with the options of its class; a text is a kind.
+            | {"kind": "scripted", "answers": ...}, each with the options of its class; a text is a kind. An
+            environment names the world itself, see `with_world`.
         precisions: names in ascending precision; index 0 is the lowest.
 
     Raises:
@@ -56,17 +57,38 @@ def make_backend(config: str | Mapping[str, Any], precisions: Sequence[str]) -> 
     return build("backend", builders, config, names)
 
 
-def embedded_precisions(world: str) -> tuple[str, ...]:
+def with_world(config: Any, task: object) -> Any:
+    """Name the world of an embedded backend where its configuration does not: the one that the task is.
+
+    Args:
+        config: of a backend, as in `make_backend`.
+        task: kind of task; a live one does not tell its kind.
+
+    Returns:
+        The configuration; what is not of the kind "embedded", or names a world, stays as it is.
+    """
+    settings = {"kind": config} if isinstance(config, str) else config
+    if not isinstance(settings, Mapping) or settings.get("kind") != "embedded" or settings.get("world") is not None:
+        return config
+    return {**settings, "world": task if isinstance(task, str) else None}
+
+
+def embedded_precisions(world: str | None) -> tuple[str, ...]:
     """Return the precisions whose weights this installation carries for a world, sorted by name.
 
     Raises:
-        ConfigError: no weights for that world; the message lists the worlds there are.
+        ConfigError: no world, or no weights for it; the message lists the worlds there are.
     """
     from importlib.resources import files
 
     root = files("dmr_gym") / "weights"
     worlds = {entry.name: entry for entry in root.iterdir() if entry.is_dir()} if root.is_dir() else {}
-    if world not in worlds:
+    if world is None:
+        raise ConfigError(
+            "backend kind 'embedded' needs the option world, which a live task cannot fill in; this installation "
+            f"carries {sorted(worlds)}"
+        )
+    if not isinstance(world, str) or world not in worlds:
         raise ConfigError(f"no embedded weights for world {world!r}; this installation carries {sorted(worlds)}")
     return tuple(sorted(entry.name for entry in worlds[world].iterdir() if (entry / "config.json").is_file()))
 
@@ -85,7 +107,7 @@ def _local_backend() -> type[LocalBackend]:
 def _embedded(
     precisions: tuple[str, ...],
     *,
-    world: str = "alfworld",
+    world: str | None = None,
     device: str = "cpu",
     dtype: str | None = None,
     max_batch_size: int = 16,

@@ -1,7 +1,7 @@
 """Prompts of WebShop and the reader of their answers: pure functions of plain values.
 
-Two renderings show the same: the task, the number of the step, the last observations with the actions that followed,
-the present page, and what can be done on it. `short_prompt` is plain text of few tokens, for models trained on it::
+Two renderings show the task, the number of the step, the last observations with the actions that followed, the present
+page, and what can be done on it. `short_prompt` is plain text of few tokens, for models trained on it::
 
     Task: i need a gluten free snack bar with cocoa flavor, and price lower than 30.00 dollars
     Step 4
@@ -11,20 +11,27 @@ the present page, and what can be done on it. `short_prompt` is plain text of fe
     gluten free and ready to eat
     made with real cocoa
     [back to search] [< prev]
+    Task: i need a gluten free snack bar with cocoa flavor, and price lower than 30.00 dollars
     >
+
+The task stands before the page and behind it: a causal model reads a page with the task in mind, and then the task with
+the page in mind. Products looked at and options chosen are marked, as WebShop's mode "text_rich" does.
 
 Whatever can be clicked stands in brackets without a space inside, so that its first token is that of the answer
 ``click[...]``; byte-pair pieces differ after a space. The page is in lower case, as actions are and tasks nearly
 always, so that a word of the task and the same word of a title are the same tokens. The prompt ends with ">" and no
-space; the answer is one line, see `dmr_gym.prompts.webshop_answers.short_answer`.
+space; the answer is one line, see `dmr_gym.prompts.webshop_answers.short_answer`. It does not show all of a page: 120
+characters of a title and of the keywords, 40 values of an option, 400 characters of a sub-page (`MAX_TITLE_CHARS` and
+the constants after it), no ratings, no number of results, and of earlier pages only their summary.
 
 `chat_prompt` is one user message for models from a hub, built as the instructions of verl-agent (Feng et al., 2025)
-are, in other words; the answer stands in ``<action></action>`` after reasoning in ``<think></think>``.
+are, in other words; the answer stands in ``<action></action>`` after reasoning in ``<think></think>``. It shows pages
+whole; beyond 13,000 characters (`MAX_CHAT_CHARS`) the oldest are left out, never the present one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from dmr_gym.types import Message
@@ -89,14 +96,18 @@ def page_summary(kind: str, asin: str = "", keywords: str = "", number: int = 1)
     return f"{kind} of {asin.lower()}" if asin else kind
 
 
-def results_body(products: Iterable[tuple[str, str, str]], max_title_chars: int = MAX_TITLE_CHARS) -> tuple[str, ...]:
-    """Lines of a results page, one a product.
+def results_body(products: Iterable[tuple[str, str, str]], visited: Collection[str] = ()) -> tuple[str, ...]:
+    """Lines of a results page, one a product; those looked at since the start page are marked "seen".
 
     Args:
-        products: (asin, price label, title) in page order.
-        max_title_chars: a longer title is cut at the end of a word.
+        products: (asin, price label, title) in page order; titles longer than `MAX_TITLE_CHARS` are cut.
+        visited: asins of the products looked at.
     """
-    return tuple(f"[{asin.lower()}] {price} {cut(title, max_title_chars)}".rstrip() for asin, price, title in products)
+    lines = []
+    for asin, price, title in products:
+        line = f"[{asin.lower()}] {price} {cut(title, MAX_TITLE_CHARS)}".rstrip()
+        lines.append(f"seen {line}" if asin in visited else line)
+    return tuple(lines)
 
 
 def item_body(
@@ -104,34 +115,37 @@ def item_body(
     title: str,
     options: Iterable[tuple[str, Sequence[str]]],
     clickables: Iterable[str],
-    max_values: int = MAX_VALUES,
+    chosen: Mapping[str, str] | None = None,
 ) -> tuple[str, ...]:
-    """Lines of an item page: price label, title, and a line an option.
+    """Lines of an item page: price label, title, and a line an option with at most `MAX_VALUES` values.
 
     Args:
         price: the price label.
         title: the product's title.
         options: (name, values) in page order.
         clickables: what can be clicked; other values stand without brackets.
-        max_values: the most values shown of an option.
+        chosen: option name -> value chosen, shown behind "=".
     """
+    chosen = chosen or {}
     known = frozenset(clickables)
     lines = [price, cut(title, MAX_TITLE_CHARS)]
     for name, values in options:
-        shown = (f"[{value}]" if value in known else _one_line(value) for value in values[:max_values])
-        lines.append(f"{_one_line(name)}: {' '.join(shown)}".rstrip())
+        shown = (f"[{value}]" if value in known else _one_line(value) for value in values[:MAX_VALUES])
+        mark = f" = {_one_line(chosen[name])}" if name in chosen else ""
+        lines.append(f"{_one_line(name)}: {' '.join(shown)}".rstrip() + mark)
     return tuple(line for line in lines if line)
 
 
-def text_body(pieces: Iterable[str], max_chars: int = MAX_TEXT_CHARS) -> tuple[str, ...]:
-    """Lines of a sub-page: its pieces of text, cut to ``max_chars`` characters in all."""
+def text_body(pieces: Iterable[str]) -> tuple[str, ...]:
+    """Lines of a sub-page: its pieces of text, cut to `MAX_TEXT_CHARS` characters in all."""
     lines: list[str] = []
+    chars_left = MAX_TEXT_CHARS
     for piece in pieces:
-        line = cut(piece, max_chars)
+        line = cut(piece, chars_left)
         if line:
             lines.append(line)
-        max_chars -= len(line)
-        if max_chars <= 0 or line != _one_line(piece):
+        chars_left -= len(line)
+        if chars_left <= 0 or line != _one_line(piece):
             break
     return tuple(lines)
 
@@ -156,7 +170,7 @@ def short_prompt(goal: str, number: int, history: Iterable[tuple[str, str]], vie
         buttons.insert(0, "search[...]")
     if buttons:
         lines.append(" ".join(buttons))
-    return "\n".join((*lines, ">"))
+    return "\n".join((*lines, lines[0], ">"))
 
 
 def chat_prompt(
@@ -165,9 +179,8 @@ def chat_prompt(
     history: Sequence[tuple[str, str]],
     observation: str,
     actions: Sequence[str],
-    max_chars: int = MAX_CHAT_CHARS,
 ) -> tuple[Message, ...]:
-    """The prompt of a step as one user message.
+    """The prompt of a step as one user message; while it exceeds `MAX_CHAT_CHARS`, it shows fewer earlier pages.
 
     Args:
         goal: the instruction with its price cap.
@@ -175,7 +188,6 @@ def chat_prompt(
         history: (observation, action) of the last steps, oldest first; see `shown_action`.
         observation: the present page, from `quoted_pieces`.
         actions: what is admissible, from `admissible_actions`.
-        max_chars: the oldest observations are left out while the message is longer.
     """
     for first in range(len(history) + 1):
         parts = [
@@ -186,7 +198,7 @@ def chat_prompt(
             _CHAT_ANSWER,
         ]
         content = "\n\n".join(part for part in parts if part)
-        if len(content) <= max_chars:
+        if len(content) <= MAX_CHAT_CHARS:
             break
     return (Message("user", content),)
 

@@ -13,7 +13,7 @@ _ACTION_WITH_BRACKETS = re.compile(r"([^\[]+)\[(.+)\]")
 _PREFIX = re.compile(r"(?:>|\s|action\s*:)*")
 # Not all that is unprintable: option values hold no-break spaces and the like, and have to be clicked as they are.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
-# Ideographs, kana and hangul: a model that drifts into another script has lost the instruction.
+# A model that drifts into another script has lost the instruction. verl-agent looks for U+4E00 to U+9FFF alone.
 _FOREIGN = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff]")
 
 
@@ -48,12 +48,12 @@ def read_completion(
 ) -> Reading:
     """Read the action from a completion. Any text can be read; whether the page allows the action is not asked here.
 
-    In the style "chat" exactly one ``<action></action>`` is expected, reasoning in ``<think></think>``, and no
-    ideographs, kana or hangul, as verl-agent has it; tags are found in any case. In the style "short" the first line
-    that is not blank counts, without a leading ">" or "Action:"; ``<action></action>`` is read too, and spaces around
-    the words of a search count for nothing, see `short_answer`. An action is WebShop's: a name, then an argument up to
-    the last "]"; what follows is ignored. Letters become lower case, control characters U+FFFD, and what exceeds
-    `MAX_ACTION_CHARS` is cut off.
+    In the style "chat" exactly one ``<action></action>`` is expected, reasoning in ``<think></think>``, and no CJK
+    ideographs, as verl-agent has it; ours refuses rarer ideographs, kana and hangul too. Tags are found in any case. In
+    the style "short" the first line that is not blank counts, without a leading ">" or "Action:"; ``<action></action>``
+    is read too, and spaces around the words of a search count for nothing, see `short_answer`. An action is WebShop's:
+    a name, then an argument up to the last "]"; what follows is ignored. Letters become lower case, control characters
+    U+FFFD, and what exceeds `MAX_ACTION_CHARS` is cut off.
 
     Args:
         completion: any text.
@@ -71,11 +71,11 @@ def read_completion(
         reason = reason or flaw
     line = _first_line(text)
     match = (_ACTION_WITH_BRACKETS if fix_brackets else _ACTION).match(line)
-    argument = match[2] if match else ""
-    if style == "short" and line.startswith("search"):
+    name, argument = match.groups() if match else ("", "")
+    if style == "short" and name == "search":
         argument = argument.strip()
-    if match and match[1] in STEP_TYPES and argument:
-        return Reading(f"{match[1]}[{argument}]", match[1], reason)
+    if name in STEP_TYPES and argument:
+        return Reading(f"{name}[{argument}]", name, reason)
     flaw = f"expected search[...] or click[...], found {line[:_SHOWN_CHARS]!r}" if line else "there is no action"
     return Reading(line, "search" if has_search_bar else "click", reason or flaw)
 

@@ -177,16 +177,16 @@ class Catalogue(Sequence[Product]):
             return None
         return int(self._asin_order[place])
 
-    def numbers_in_category(self, category: str) -> list[int]:
-        """Numbers of all products of a department, in order; none when it is unknown."""
+    def numbers_in_category(self, category: str) -> IntArray:
+        """Numbers of all products of a department, ascending, int64; none when it is unknown."""
         return _numbers_of(self.columns.categories, self.columns.category_ids, category)
 
-    def numbers_with_query(self, query: str) -> list[int]:
-        """Numbers of all products with exactly this query, in order; none when it is unknown."""
+    def numbers_with_query(self, query: str) -> IntArray:
+        """Numbers of all products with exactly this query, ascending, int64; none when it is unknown."""
         return _numbers_of(self.columns.queries, self.columns.query_ids, query)
 
 
-def _numbers_of(names: tuple[str, ...], ids: NDArray[np.int32], name: str) -> list[int]:
+def _numbers_of(names: tuple[str, ...], ids: NDArray[np.int32], name: str) -> IntArray:
     if name not in names:
-        return []
-    return [int(number) for number in np.flatnonzero(ids == names.index(name))]
+        return np.zeros(0, np.int64)
+    return np.flatnonzero(ids == names.index(name))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ class Columns:
         query_ids: (N,) int32 into ``queries``.
         categories: names of departments.
         queries: names of queries.
+        checksum: CRC-32 of all that is known of the products, 0 of none.
     """
 
     asins: NDArray[np.str_]
@@ -47,6 +49,7 @@ class Columns:
     query_ids: NDArray[np.int32]
     categories: tuple[str, ...]
     queries: tuple[str, ...]
+    checksum: int
 
 
 class ColumnsBuilder:
@@ -64,9 +67,11 @@ class ColumnsBuilder:
         self._attributes: dict[str, int] = {}
         self._categories: dict[str, int] = {}
         self._queries: dict[str, int] = {}
+        self._checksum = 0
 
     def add(self, product: Product, listed: bool) -> None:
         """Append a product; ``listed`` tells whether the instruction file has it."""
+        self._checksum = zlib.crc32(ascii(product).encode("ascii"), self._checksum)
         self._asins.append(product.asin)
         self._prices.extend((*product.prices, float("nan"))[:2])
         self._combinations.append(min(count_combinations(product.options), MAX_COMBINATIONS))
@@ -92,6 +97,7 @@ class ColumnsBuilder:
             query_ids=np.array(self._query_ids, np.int32),
             categories=tuple(self._categories),
             queries=tuple(self._queries),
+            checksum=self._checksum,
         )
 
 

@@ -14,11 +14,13 @@ from dmr_gym.tasks.webshop.engine import WebShopEngine
 from dmr_gym.tasks.webshop.expert import ShoppingExpert, read_prompt
 from dmr_gym.tasks.webshop.generate import as_shop, generate_shop
 from dmr_gym.tasks.webshop.goals import Goal
+from dmr_gym.tasks.webshop.shop import Shop
 from dmr_gym.tasks.webshop.shop_style import draw_style
 from dmr_gym.tasks.webshop.task import WebshopTask
 
 FIRST_SEED = 1_000_000_000
-"""Demonstrations use shops from this seed on; the embedded shop's seed lies below."""
+"""Seed of the shop of demonstration 0. Demonstrations with negative numbers, such as those that a tokenizer is trained
+on, use the seeds just below; the embedded shop's seed lies far below all of them."""
 
 SHOP_EPISODES = 10
 """So many demonstrations in a row play in the same shop, because making one takes longer than shopping in it."""
@@ -50,7 +52,7 @@ def demonstration(seed: int, noisy_episodes: float = 0.0, noise: float = 0.0, ma
     """Yield one episode, step by step, on a goal of a shop that is made for it and its neighbours.
 
     Args:
-        seed: number of the demonstration, from 0.
+        seed: number of the demonstration, any integer; shop `FIRST_SEED` + seed // `SHOP_EPISODES`.
         noisy_episodes: share of episodes in which mistakes occur at all.
         noise: chance of a mistake at each step of such an episode.
         max_steps: the episode is cut there.
@@ -105,13 +107,17 @@ def panel_transcripts(panel: str, n_steps: int, max_steps: int = 15) -> list[str
     return texts
 
 
-@lru_cache(maxsize=1)
 def _task(number: int) -> WebshopTask:
-    """A shop in a style of its own; every other one asks as customers do, the others as WebShop's script."""
+    """A task of its own for each caller; every other shop asks as customers do, the others as WebShop's script."""
+    return WebshopTask(_shop(number), panel="all", goals=("human", "synthetic")[number % 2])
+
+
+@lru_cache(maxsize=1)
+def _shop(number: int) -> Shop:
+    """A shop in a style of its own."""
     seed = FIRST_SEED + number
     size = Chance(f"dmr-gym webshop demonstration shop {seed}").integer(*_PRODUCTS)
-    shop = as_shop(generate_shop(seed, size, draw_style(seed)), f"shop {seed}")
-    return WebshopTask(shop, panel="all", goals=("human", "synthetic")[number % 2])
+    return as_shop(generate_shop(seed, size, draw_style(seed)), f"shop {seed}")
 
 
 def _begin(chance: Chance, task: WebshopTask) -> ShoppingExpert:

@@ -10,15 +10,15 @@ import numbers
 from collections.abc import Collection, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from dmr_gym.errors import ConfigError, TaskError
 from dmr_gym.tasks.webshop import fixes as known_fixes
 from dmr_gym.tasks.webshop import pages
-from dmr_gym.tasks.webshop.display import OBSERVATION_MODES, Display
+from dmr_gym.tasks.webshop.data_files import read_number
+from dmr_gym.tasks.webshop.display import OBSERVATION_MODES, Display, page_html
 from dmr_gym.tasks.webshop.draws import Draws, RngState
 from dmr_gym.tasks.webshop.goals import MODES, Goal
-from dmr_gym.tasks.webshop.markup import page_html
 from dmr_gym.tasks.webshop.play import Page, Play, parse_action, with_history
 from dmr_gym.tasks.webshop.reward import Score, score_purchase
 from dmr_gym.tasks.webshop.rules import Clickables, Rules
@@ -32,7 +32,7 @@ class EngineState(NamedTuple):
     """What `WebShopEngine.snapshot` returns. Nothing in it is changed afterwards.
 
     Attributes:
-        world: seed, kind of goals and products, in words; states are for engines with the same.
+        world: seed, goals and products, in words; states are for engines with the same.
         play: the moment of the shopping trip.
         rng_state: state of the random generator.
         sessions: goal numbers of the sessions so far, by name.
@@ -53,8 +53,8 @@ class WebShopEngine:
         goals: "synthetic" or "human" instructions.
         observation_mode: "text", "text_rich", "html" (the same texts and buttons, not the original's markup) or "url".
         show_attributes: whether item pages have the button "Attributes".
-        num_products: only the first so many rows of the file; None for all.
-        index_dir: where the on-disk index is kept; None for beside the data.
+        num_products: only the first so many rows of the file; None for all, and for an open shop.
+        index_dir: where the on-disk index is kept; None for beside the data, and for an open shop.
         num_prev_obs: so many earlier observations are put before each one that `step` returns.
         num_prev_actions: likewise earlier actions.
         fixes: names from `dmr_gym.tasks.webshop.fixes.FIXES`; none of them is on by default.
@@ -78,20 +78,27 @@ class WebShopEngine:
         num_prev_actions: int = 0,
         fixes: Collection[str] = (),
     ) -> None:
-        _check(seed, goals, observation_mode, num_prev_obs, num_prev_actions)
+        _check_choices(goals, observation_mode, show_attributes)
+        seed = read_number("seed", seed)
+        self._num_prev_obs = read_number("num_prev_obs", num_prev_obs, 0)
+        self._num_prev_actions = read_number("num_prev_actions", num_prev_actions, 0)
         self._fixes = known_fixes.check_fixes(fixes)
-        self._shop = data_dir if isinstance(data_dir, Shop) else open_shop(data_dir, num_products, index_dir)
-        self._num_prev_obs, self._num_prev_actions = num_prev_obs, num_prev_actions
+        self._shop = _open(data_dir, num_products, index_dir)
         self._front = storefront_of(self._shop)
-        self._display = Display(self._front, observation_mode, bool(show_attributes), self._fixes)
+        self._display = Display(self._front, observation_mode, show_attributes, self._fixes)
         self._goals, rng_state = self._front.goals(seed, goals)
         self._goal_of = lru_cache(KEPT_GOALS)(self._goals.__getitem__)
         self._draws = Draws(rng_state)
         self._rules = Rules(
             self._shop.catalogue, self._front.search, self._score, self._draws, known_fixes.PAGE_KIND in self._fixes
         )
-        asins = self._shop.catalogue.asins
-        self._world = f"seed {seed}, {goals} goals, {len(asins):,} products, the first {asins[0]}"
+        columns = self._shop.catalogue.columns
+        self._world = (
+            f"seed {seed}, {len(self._goals):,} {goals} goals, {len(columns.asins):,} products of checksum "
+            f"{columns.checksum:08x}"
+        )
+        # Here rather than at the first purchase: spaCy may have to tag the titles first.
+        _ = self._shop.nouns
         self._sessions: dict[str, int] = {}
         self._is_history_shared = False
         self._play = Play("", 0)
@@ -162,7 +169,13 @@ class WebShopEngine:
         return self._rules.obstacle(self._play, self._clickables(), *parsed)
 
     def search(self, query: str) -> list[str]:
-        """Asins of the products that a search finds, at most 50, best first. It changes nothing."""
+        """Asins of the products that a search finds, at most 50, best first. It changes nothing.
+
+        Raises:
+            TaskError: the query is no text.
+        """
+        if not isinstance(query, str):
+            raise TaskError(f"a query must be a text; got {query!r:.60}")
         asins = self._shop.catalogue.asins
         return [str(asins[number]) for number in self._front.search(query)]
 
@@ -234,8 +247,10 @@ class WebShopEngine:
         """Go back to a state of this engine, or of another one of the same shop, seed and kind of goals.
 
         Raises:
-            TaskError: the state is of another world.
+            TaskError: it is no such state, or one of another world.
         """
+        if not isinstance(state, EngineState):
+            raise TaskError(f"a state is what snapshot() returned; got {state!r:.60}")
         if state.world != self._world:
             raise TaskError(f"this engine plays with {self._world}; the state is of one with {state.world}")
         self._draws.state = state.rng_state
@@ -295,17 +310,22 @@ class WebShopEngine:
         return self._clicks
 
 
-def _check(
-    seed: object, goals: object, observation_mode: object, num_prev_obs: object, num_prev_actions: object
-) -> None:
+def _open(data_dir: object, num_products: int | None, index_dir: str | Path | None) -> Shop:
+    if not isinstance(data_dir, Shop):
+        return open_shop(cast("str | Path", data_dir), num_products, index_dir)
+    for name, value in (("num_products", num_products), ("index_dir", index_dir)):
+        if value is not None:
+            raise ConfigError(f"{name} is for a folder; an open shop has its own, got {value!r:.60}")
+    return data_dir
+
+
+def _check_choices(goals: object, observation_mode: object, show_attributes: object) -> None:
     """Settings come from configuration files, so their types are checked too."""
     for name, value, known in (("goals", goals, MODES), ("observation_mode", observation_mode, OBSERVATION_MODES)):
-        if value not in known:
+        if not isinstance(value, str) or value not in known:
             raise ConfigError(f"{name} must be one of {', '.join(known)}; got {value!r:.60}")
-    for name, number in (("seed", seed), ("num_prev_obs", num_prev_obs), ("num_prev_actions", num_prev_actions)):
-        if type(number) is not int or (number < 0 and name != "seed"):
-            least = "" if name == "seed" else ", at least 0"
-            raise ConfigError(f"{name} must be a whole number{least}; got {number!r:.60}")
+    if not isinstance(show_attributes, bool):
+        raise ConfigError(f"show_attributes must be True or False; got {show_attributes!r:.60}")
 
 
 def _check_session(session: object) -> int | str | None:

@@ -32,7 +32,7 @@ _PRICE_TEXT = re.compile(r",? and price lower than ")
 _SYNTHETIC = "Find me "  # how all instructions of WebShop's script begin; customers write in lower case
 _RESULT = re.compile(r"\[([^\[\]]+)\] \$(\d+(?:\.\d+)?)(?: to \$\d+(?:\.\d+)?)? (.*)")
 _PRICE = re.compile(r"\$(\d+(?:\.\d+)?)")
-_OPTION = re.compile(r"([^\[\]]+): (\[.*\])")
+_OPTION = re.compile(r"([^\[\]]+): (\[.*\])(?: = (.*))?")
 _WAS = re.compile(r'was (start|results \d+ ".*"|(?:\w+ of|item) \S+): (.*)')
 _PRODUCT = re.compile(r"(?:item|(description|features|reviews|attributes) of) (\S+)")
 _RESULTS = re.compile(r'results (\d+) "(.*)"')
@@ -89,7 +89,7 @@ def read_prompt(prompt: str) -> View:
     first = next((place for place, line in enumerate(lines[2:], 2) if not line.startswith("was ")), len(lines) - 1)
     matches = (_WAS.fullmatch(line) for line in lines[2:first])
     history = tuple(Past(match[1], match[2]) for match in matches if match)
-    return View(task, history, lines[first], tuple(lines[first + 1 : -1]))
+    return View(task, history, lines[first], tuple(lines[first + 1 : -2]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +176,8 @@ class ShoppingExpert:
     def _on_item(self, view: View) -> str:
         price = _PRICE.match(view.body[0])
         title = view.body[1] if len(view.body) > 1 else ""
-        options = [_values(match[2]) for match in map(_OPTION.fullmatch, view.body[2:]) if match]
+        lines = [match for match in map(_OPTION.fullmatch, view.body[2:]) if match]
+        options = [_values(match[2]) for match in lines]
         wanted = [next((value for value in values if value in self.values), "") for values in options]
         if (price and float(price[1]) > _cap(view.task)) or set(self.values) - set(wanted):
             return "< prev"
@@ -186,7 +187,8 @@ class ShoppingExpert:
             is_doubtful = _stems(self.query) <= _stems(title) and len(self._missing(title)) == 1
             if is_doubtful and not _is_checked(view, options):
                 return "features"
-        return _next_value(view, options, wanted) or "buy now"
+        missing = (value for value, match in zip(wanted, lines, strict=True) if value and match[3] != value)
+        return next(missing, "buy now")
 
     def _is_of_kind(self, title: str) -> bool:
         """Whether a title shares a word with the wanted type, and is not for the other sex."""
@@ -224,24 +226,3 @@ def _is_checked(view: View, options: Sequence[Sequence[str]]) -> bool:
     if results is not None:
         return int(results[1]) > 1
     return last.summary.startswith("features of") or any(last.clicked in values for values in options)
-
-
-def _next_value(view: View, options: Sequence[Sequence[str]], wanted: Sequence[str]) -> str:
-    """The first wanted value in page order that the shown steps have not chosen; "" when all are chosen.
-
-    When every shown step was on this page, what comes before the first of them has been chosen earlier.
-    """
-    chosen: dict[int, str] = {}
-    first = len(options)
-    for past in view.history:
-        place = next((i for i, values in enumerate(options) if past.clicked in values), None)
-        if past.summary != view.summary:
-            chosen.clear()
-        elif place is not None:
-            first = min(first, place)
-            chosen[place] = past.clicked
-    is_cut = all(past.summary == view.summary for past in view.history)
-    for place, value in enumerate(wanted):
-        if value and chosen.get(place) != value and not (is_cut and place < first):
-            return value
-    return ""

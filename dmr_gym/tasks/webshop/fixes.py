@@ -47,7 +47,9 @@ def check_fixes(fixes: Collection[str]) -> frozenset[str]:
     """The fixes as a set. Raises ConfigError for a name that is not in `FIXES`."""
     if isinstance(fixes, str):
         raise ConfigError(f"fixes must be a collection of names, such as ({fixes!r},); got the text {fixes!r}")
-    unknown = [name for name in fixes if name not in FIXES]
+    if not isinstance(fixes, Collection):
+        raise ConfigError(f"fixes must be a collection of names; got {fixes!r:.60}")
+    unknown = [name for name in fixes if not isinstance(name, str) or name not in FIXES]
     if unknown:
         raise ConfigError(f"fixes must be among {', '.join(FIXES)}; got {unknown[0]!r:.60}")
     return frozenset(fixes)

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from dmr_gym.errors import ConfigError, TaskError
 from dmr_gym.tasks.webshop.catalogue import Catalogue
 from dmr_gym.tasks.webshop.columns import NOT_LISTED
+from dmr_gym.tasks.webshop.draws import NO_CAP, draw_caps, draw_prices
 from dmr_gym.tasks.webshop.goal_table import GoalTable, cumulate, shuffle_goals
-from dmr_gym.tasks.webshop.price_draws import NO_CAP, draw_caps, draw_prices
 from dmr_gym.tasks.webshop.rows import Place, read_key, read_object, read_text, read_texts
 from dmr_gym.types import IntArray
 
@@ -60,10 +60,6 @@ class _Goals(Protocol):
 
     def goal(self, number: int) -> Goal:
         """Make one goal."""
-        ...
-
-    def product(self, number: int) -> int:
-        """Number of the target product of a goal."""
         ...
 
 
@@ -164,10 +160,6 @@ class GoalBook(Sequence[Goal]):
             return [self._goals.goal(int(place)) for place in self._order[number]]
         return self._goals.goal(int(self._order[operator.index(number)]))
 
-    def target(self, number: int) -> int:
-        """Number of the product that goal ``number`` asks for."""
-        return self._goals.product(int(self._order[number]))
-
     def draw(self, rng: random.Random) -> int:
         """Number of a goal, drawn by weight as WebShop does; that never gives goal 0 unless it is the only one."""
         position = rng.uniform(0, float(self.cumulative[-1]))
@@ -181,9 +173,6 @@ class _SyntheticGoals:
         self._catalogue = catalogue
         self._table = table
         self._caps = caps
-
-    def product(self, number: int) -> int:
-        return int(self._table.products[self._row(number)])
 
     def goal(self, number: int) -> Goal:
         row = self._row(number)
@@ -226,9 +215,6 @@ class _HumanGoals:
         self._catalogue = catalogue
         self._instructions = instructions
         self._caps = caps
-
-    def product(self, number: int) -> int:
-        return self._instructions[number].product
 
     def goal(self, number: int) -> Goal:
         instruction = self._instructions[number]

@@ -3,8 +3,7 @@
 ::
 
     index = SearchIndex.build(texts, asins)               # in memory
-    index.write(folder)                                   # files of arrays and index.json
-    build_index(texts, asins, folder, progress=None)      # the same files from a stream, in bounded memory
+    build_index(texts, asins, folder, progress=None)      # files of arrays and index.json, in bounded memory
     index = SearchIndex.open(folder)                      # mapped to memory
     index.search("red shoes", k=50)                       # product numbers, best first
 """
@@ -17,6 +16,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from dmr_gym.errors import CacheError
 from dmr_gym.tasks.webshop.analyzer import analyse
 from dmr_gym.tasks.webshop.index_arrays import IndexArrays
 from dmr_gym.tasks.webshop.index_build import build_index
@@ -35,10 +35,12 @@ class SearchIndex:
 
     Args:
         arrays: what `build` makes and `open` reads.
+        folder: where the arrays are on disk; None for arrays in memory.
     """
 
-    def __init__(self, arrays: IndexArrays) -> None:
+    def __init__(self, arrays: IndexArrays, folder: Path | None = None) -> None:
         self._arrays = arrays
+        self._folder = folder
         self._ranker = Ranker(arrays)
         self._results: dict[tuple[str, int], list[int]] = {}
         self._terms: dict[tuple[str, int], QueryTerm | None] = {}
@@ -66,13 +68,7 @@ class SearchIndex:
         Raises:
             CacheError: the folder holds no index, or one of another format, or it is damaged.
         """
-        return cls(IndexArrays.open(Path(folder)))
-
-    def write(self, folder: Path | str) -> None:
-        """Write the index to a folder, which is made if missing."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        self._arrays.write(folder)
+        return cls(IndexArrays.open(Path(folder)), Path(folder))
 
     def __len__(self) -> int:
         """Number of products."""
@@ -87,10 +83,20 @@ class SearchIndex:
 
         Returns:
             Product numbers, best first, equal scores by asin; only products that have a word of the query
+
+        Raises:
+            CacheError: a number on disk is impossible, because a file was changed after it was written.
         """
         result = self._results.get((query, k))
         if result is None:
-            result = self._ranker.rank(self._query_terms(query), k)
+            try:
+                result = self._ranker.rank(self._query_terms(query), k)
+            except (IndexError, ValueError) as error:
+                if self._folder is None:
+                    raise
+                raise CacheError(
+                    f"index {self._folder} is damaged ({error}); delete the folder and build it again"
+                ) from error
             if len(self._results) >= _KEPT_RESULTS:
                 self._results.clear()
             self._results[query, k] = result

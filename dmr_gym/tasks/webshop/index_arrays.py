@@ -96,12 +96,6 @@ class IndexArrays:
     dense_codes: NDArray[np.uint8]
     large_tfs: NDArray[np.int64]
 
-    def write(self, folder: Path) -> None:
-        """Write one file an array, and the numbers."""
-        for name in _ARRAYS:
-            np.save(folder / f"{name}.npy", getattr(self, name), allow_pickle=False)
-        write_meta(folder, self.meta)
-
     @classmethod
     def open(cls, folder: Path) -> IndexArrays:
         """Map the files of a folder. Raises CacheError when it is no index, of another format, or damaged."""

@@ -1,7 +1,8 @@
 """Folders of files that appear whole or not at all, with a manifest that tells what they were made of.
 
 A folder is written under another name and renamed when it is complete, so an interrupted build leaves nothing that
-could be taken for an index; the next build removes what it left. Builds of the same folder wait for each other.
+could be taken for an index; the next build removes what it left. Builds of the same folder wait for each other, and
+show progress bars on terminals, for stages that take seconds.
 """
 
 from __future__ import annotations
@@ -16,8 +17,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dmr_gym.errors import CacheError
-
 try:
     import fcntl
 except ImportError:  # not on Windows, where two builds at once do the same work twice
@@ -25,6 +24,7 @@ except ImportError:  # not on Windows, where two builds at once do the same work
 
 MANIFEST = "manifest.json"
 CHECKED_AT_OPEN_BYTES = 1 << 22
+DELAY_S = 2.0
 _READ_BYTES = 1 << 20
 
 
@@ -32,18 +32,17 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     """The manifest of a folder; None when there is none, or none that can be read."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return manifest if isinstance(manifest, dict) and isinstance(manifest.get("files"), dict) else None
 
 
-def find_damage(folder: Path, manifest: Mapping[str, Any], largest: int | None = CHECKED_AT_OPEN_BYTES) -> str | None:
-    """Compare a folder's files with its manifest.
+def find_damage(folder: Path, manifest: Mapping[str, Any]) -> str | None:
+    """Compare a folder's files with its manifest; those of more than `CHECKED_AT_OPEN_BYTES` by their size alone.
 
     Args:
         folder: where the files are.
-        manifest: what `write_folder` wrote.
-        largest: files of more bytes are compared by size alone; None reads all.
+        manifest: what `write_folder` wrote, or anything that was found in its place.
 
     Returns:
         What is wrong with the first file that differs; None when all agree.
@@ -53,24 +52,12 @@ def find_damage(folder: Path, manifest: Mapping[str, Any], largest: int | None =
         try:
             size = path.stat().st_size
             if size != expected["bytes"]:
-                return f"{name} has {size:,} bytes, expected {expected['bytes']:,}"
-            if (largest is None or size <= largest) and _checksum(path) != expected["crc32"]:
+                return f"{name} has {size:,} bytes, expected {expected['bytes']}"
+            if size <= CHECKED_AT_OPEN_BYTES and _checksum(path) != expected["crc32"]:
                 return f"{name} has another checksum than when it was written"
-        except (OSError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             return f"{name}: {error!r}"
     return None
-
-
-def verify_folder(folder: Path) -> None:
-    """Read every file of an index folder and compare checksums.
-
-    Raises:
-        CacheError: a file differs from what was written, or the manifest is missing.
-    """
-    manifest = read_manifest(folder)
-    damage = "it has no manifest" if manifest is None else find_damage(folder, manifest, largest=None)
-    if damage is not None:
-        raise CacheError(f"index {folder} is damaged: {damage}; delete it, and it is built again")
 
 
 def write_folder(folder: Path, fill: Callable[[Path], Mapping[str, Any]]) -> None:
@@ -125,3 +112,33 @@ def _checksum(path: Path, flush: bool = False) -> int:
         if flush:
             os.fsync(file.fileno())
     return checksum
+
+
+@contextmanager
+def bytes_bar(description: str, total_bytes: int) -> Iterator[Callable[[int], object]]:
+    """Show a bar of bytes; yields what is called with the size of each part that is done."""
+    with _bar(desc=description, total=total_bytes, unit="B", unit_scale=True) as bar:
+        yield bar.update
+
+
+@contextmanager
+def stage_bars(description: str) -> Iterator[Callable[[str, int, int], None]]:
+    """Show a bar for each stage of a job; yields what is called with stage, things done, and things in all."""
+    bars: dict[str, Any] = {}
+
+    def tell(stage: str, done: int, total: int) -> None:
+        if stage not in bars:
+            bars[stage] = _bar(desc=f"{description}: {stage}", total=total)
+        bars[stage].update(done - bars[stage].n)
+
+    try:
+        yield tell
+    finally:
+        for bar in bars.values():
+            bar.close()
+
+
+def _bar(**settings: Any) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(delay=DELAY_S, disable=None, **settings)

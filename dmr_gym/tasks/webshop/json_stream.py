@@ -25,18 +25,26 @@ class JsonStream:
     """A pass through a JSON file; one of `elements` and `members` may be called, once.
 
     Args:
-        path: the file, in UTF-8.
+        path: the file, in UTF-8, with a byte order mark or without.
         noun: what a value is, for messages, such as "row".
         on_bytes: called with the size of each chunk that was read.
+        way_out: ends the message about a file that cannot be read as JSON.
 
     Raises:
         TaskError: from the iterators, when the file cannot be read, is not UTF-8, ends early, or is not JSON.
     """
 
-    def __init__(self, path: Path, noun: str = "row", on_bytes: Callable[[int], object] | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        noun: str = "row",
+        on_bytes: Callable[[int], object] | None = None,
+        way_out: str = "get it from WebShop's release again",
+    ) -> None:
         self._path = path
         self._noun = noun
         self._on_bytes = on_bytes
+        self._way_out = way_out
         self._chunks: Iterator[str] = self._read_chunks()
         self._hash = hashlib.sha256()
         self._decode = json.JSONDecoder().raw_decode
@@ -115,6 +123,8 @@ class JsonStream:
                     self._fail(f"{error.msg}{', the file ends' if self._ended and is_cut else ''}")
             except RecursionError:
                 self._fail("nested too deep")
+            except ValueError as error:  # a number of thousands of digits
+                self._fail(str(error), error)
             else:
                 # A number at the end of the buffer, or one before "e-" there, may go on in the next chunk.
                 if end < len(self._text) - 2 or not self._fill(wanted):
@@ -142,6 +152,7 @@ class JsonStream:
     def _read_chunks(self) -> Iterator[str]:
         decoder = codecs.getincrementaldecoder("utf-8")()
         done = 0
+        is_first = True
         try:
             with self._path.open("rb") as file:
                 while chunk := file.read(CHUNK_BYTES):
@@ -150,7 +161,9 @@ class JsonStream:
                     done += len(chunk)
                     if self._on_bytes is not None:
                         self._on_bytes(len(chunk))
-                    yield decoder.decode(chunk)
+                    text = decoder.decode(chunk)
+                    yield text.removeprefix("\ufeff") if is_first else text
+                    is_first = is_first and not text
                 start = done - len(decoder.getstate()[0])
                 decoder.decode(b"", final=True)
         except UnicodeDecodeError as error:
@@ -163,5 +176,5 @@ class JsonStream:
     def _fail(self, problem: str, cause: Exception | None = None) -> NoReturn:
         raise TaskError(
             f"{self._path}: not readable as JSON at {self._noun} {self._values}: {problem}. The file is damaged or was "
-            "not downloaded whole; get it from WebShop's release again"
+            f"not downloaded whole; {self._way_out}"
         ) from cause

@@ -45,16 +45,17 @@ class NounTable:
 
     @classmethod
     def build(cls, rows: Iterable[tuple[str, Sequence[str]]], tagger: str) -> NounTable:
-        """Make a table in memory of (asin, nouns) rows with different asins; each row is looked at once."""
+        """Make a table in memory of (asin, nouns) rows, each looked at once; of equal asins the last one counts."""
         asins: list[bytes] = []
         offsets, ids = array("q", [0]), array("i")
         vocabulary: dict[str, int] = {}
         for asin, nouns in rows:
-            asins.append(asin.encode())
+            asins.append(_key(asin))
             ids.extend(vocabulary.setdefault(noun, len(vocabulary)) for noun in nouns)
             offsets.append(len(ids))
         keys = np.array(asins, dtype=f"S{max(map(len, asins), default=1) or 1}")
         order = np.argsort(keys, kind="stable")
+        order = order[np.append(keys[order][1:] != keys[order][:-1], True)] if len(order) else order
         new_offsets, places = _reordered(np.array(offsets, dtype=np.int64), order)
         encoded = [word.encode(errors="surrogatepass") for word in vocabulary]
         arrays: dict[str, NDArray[Any]] = {
@@ -68,7 +69,7 @@ class NounTable:
 
     def get(self, asin: str) -> tuple[str, ...] | None:
         """The nouns of a product's title; None for a product that is not in the table."""
-        key = asin.encode()
+        key = _key(asin)
         # A key that is wider than the column would make numpy copy the whole column.
         if len(key) > self._asins.dtype.itemsize or not len(self._asins):
             return None
@@ -81,7 +82,7 @@ class NounTable:
 
     def missing(self, asins: Sequence[str]) -> list[str]:
         """Those of the given asins that are not in the table."""
-        known = np.isin(np.array([asin.encode() for asin in asins], dtype=np.bytes_), self._asins)
+        known = np.isin(np.array([_key(asin) for asin in asins], dtype=np.bytes_), self._asins)
         return [asin for asin, is_known in zip(asins, known, strict=True) if not is_known]
 
     def write(self, folder: Path) -> None:
@@ -136,8 +137,12 @@ class NounTable:
         return {"titles": len(self._asins), "nouns": len(self._ids), "vocabulary": len(self._word_offsets) - 1}
 
 
+def _key(asin: str) -> bytes:
+    return asin.encode(errors="surrogatepass")
+
+
 def _reordered(offsets: NDArray[np.int64], order: NDArray[np.intp]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Offsets (N + 1,) after rows are put in the given order (N,), and for each element its place before (M,)."""
+    """Offsets after rows are put in the given order, which may leave some out, and each element's place before."""
     lengths = np.diff(offsets)[order]
     new_offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths, dtype=np.int64)])
     places = np.repeat(offsets[:-1][order] - new_offsets[:-1], lengths) + np.arange(new_offsets[-1], dtype=np.int64)

@@ -6,8 +6,9 @@ same r_type for 94 to 97 pairs of products in 100). So the tagger is a part of t
 
 1. ``title_nouns.json`` beside the products, ``{asin: [noun, ...]}`` in the title's order with repeats: tokens that are
    tagged NOUN or PROPN, lower-cased. Made once with the old versions, it gives the original's rewards exactly.
-2. Otherwise an installed spaCy tags the titles once, in about an hour a million, and the table is kept beside the
-   products (or in the index directory where those cannot be written to). Its manifest names the tagger.
+2. Otherwise an installed spaCy tags the titles once, in about an hour a million, and the table is kept in the index
+   directory, under a name that tells these products and this tagger from others. Without spaCy a table that is there
+   already is used.
 3. Otherwise all words of a title that begin with a letter, but for stop words, pass for nouns, with a warning. Most
    words of product titles are nouns, and r_type is the original's for 91 to 95 pairs of products in 100.
 """
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import importlib.metadata
 import json
 import re
 import warnings
@@ -25,6 +27,9 @@ from typing import NamedTuple
 
 from dmr_gym.errors import TaskError
 from dmr_gym.tasks.webshop.analyzer import STOP_WORDS
+from dmr_gym.tasks.webshop.catalogue import Catalogue
+from dmr_gym.tasks.webshop.index_folder import build_lock
+from dmr_gym.tasks.webshop.json_stream import JsonStream
 from dmr_gym.tasks.webshop.noun_table import NounTable
 
 FILE_NAME = "title_nouns.json"
@@ -34,6 +39,7 @@ _NOUN_TAGS = frozenset({"NOUN", "PROPN"})
 # They change no tag, and take most of the time.
 _NEEDLESS_PIPES = ("parser", "ner", "lemmatizer")
 _MAPPED_FROM_BYTES = 8 << 20
+_FILE_WAY_OUT = "make it again for these products, or move it away"
 _WORD = re.compile(r"\b[^\W\d_]\w*")
 
 
@@ -88,37 +94,47 @@ def title_words(title: str) -> tuple[str, ...]:
     return tuple(word for word in _WORD.findall(title.lower()) if word not in STOP_WORDS)
 
 
-def load_title_nouns(
-    data_dir: Path | None,
-    asins: Sequence[str],
-    title_of: Callable[[str], str],
-    index_dir: Path | None = None,
-) -> TitleNouns:
+def load_title_nouns(catalogue: Catalogue, data_dir: Path | None, table_dir: Path | None) -> TitleNouns:
     """Find the nouns of a catalogue's titles: from the file, else tagged by spaCy once, else the titles' words.
 
     Args:
-        data_dir: folder of the products; None for products that have none.
-        asins: every product of the catalogue.
-        title_of: gives the title of an asin; called only when titles must be tagged, or from `TitleNouns.nouns_of`.
-        index_dir: where tables go that cannot be, or need not be, beside the products.
+        catalogue: the products.
+        data_dir: their folder; None for products that have none.
+        table_dir: where tables are kept; None keeps none.
 
     Raises:
         TaskError: ``title_nouns.json`` cannot be read, or lacks products.
         CacheError: a table on disk is damaged.
     """
     if data_dir is not None and (data_dir / FILE_NAME).is_file():
-        return _from_file(data_dir / FILE_NAME, asins, index_dir)
-    name = _folder_name(asins, "")
-    folders = [folder / name for folder in (data_dir, index_dir) if folder is not None]
-    for folder in folders:
-        if folder.is_dir():
-            return _from_table(NounTable.open(folder))
+        return _from_file(data_dir / FILE_NAME, catalogue, table_dir)
+    stem = f"title_nouns-{len(catalogue)}-{catalogue.columns.checksum:08x}-"
+    installed = installed_tagger()
+    if table_dir is not None and installed is None:
+        made_elsewhere = sorted(table_dir.glob(f"{stem}*"))
+        if made_elsewhere:
+            return _from_table(NounTable.open(made_elsewhere[0]))
+    folder = None if table_dir is None else table_dir / f"{stem}{_short_digest(str(installed))}"
+    if folder is not None and folder.is_dir():
+        return _from_table(NounTable.open(folder))
     try:
         tagger = load_tagger()
-    except (ImportError, OSError) as error:
+    except (ImportError, OSError, ValueError) as error:
         _warn_of_words(data_dir, error)
-        return TitleNouns.from_words(title_of)
-    return _from_table(_kept(_tag(tagger, asins, title_of), folders))
+        return TitleNouns.from_words(lambda asin: catalogue[catalogue.index_of(asin)].title)
+    if folder is None:
+        if data_dir is not None:
+            _warn_of_no_table(data_dir)
+        return _from_table(_tag(tagger, catalogue))
+    return _from_table(_kept(lambda: _tag(tagger, catalogue), folder))
+
+
+def installed_tagger(model: str = MODEL) -> str | None:
+    """Name and version of spaCy and its model, told without loading them; None when one of them is absent."""
+    try:
+        return f"spaCy {importlib.metadata.version('spacy')}, {model} {importlib.metadata.version(model)}"
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def load_tagger(model: str = MODEL) -> Tagger:
@@ -142,63 +158,69 @@ def _from_table(table: NounTable) -> TitleNouns:
     return TitleNouns(table.get, table.tagger)
 
 
-def _from_file(path: Path, asins: Sequence[str], index_dir: Path | None) -> TitleNouns:
+def _from_file(path: Path, catalogue: Catalogue, table_dir: Path | None) -> TitleNouns:
     """Read the file; a large one is turned into a table once, which every process then maps."""
     stat = path.stat()
-    mapped: Path | None = None
-    if index_dir is not None and stat.st_size >= _MAPPED_FROM_BYTES:
-        mapped = index_dir / _folder_name(asins, f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}")
-        if mapped.is_dir():
-            return _from_table(NounTable.open(mapped))
-    table = NounTable.build(_read(path).items(), FILE_NAME)
+    if table_dir is None or stat.st_size < _MAPPED_FROM_BYTES:
+        return _from_table(_read(path, catalogue))
+    origin = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns} {len(catalogue)} {catalogue.columns.checksum}"
+    return _from_table(_kept(lambda: _read(path, catalogue), table_dir / f"title_nouns-{_short_digest(origin)}"))
+
+
+def _short_digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:12]
+
+
+def _read(path: Path, catalogue: Catalogue) -> NounTable:
+    table = NounTable.build(_rows(path), FILE_NAME)
+    asins = catalogue.asins.tolist()
     missing = table.missing(asins)
     if missing:
         raise TaskError(
-            f"{path} has no nouns for {len(missing)} of {len(asins)} products, such as {missing[0]!r}: "
-            "make it again for these products, or move it away"
+            f"{path} has no nouns for {len(missing)} of {len(asins)} products, such as {missing[0]!r}: {_FILE_WAY_OUT}"
         )
-    return _from_table(table if mapped is None else _kept(table, [mapped]))
+    return table
 
 
-def _folder_name(asins: Sequence[str], origin: str) -> str:
-    """One table for each set of products and each file that it was made from."""
-    return "title_nouns-" + hashlib.sha256("\n".join([origin, *asins]).encode()).hexdigest()[:12]
+def _rows(path: Path) -> Iterator[tuple[str, list[str]]]:
+    for asin, text in JsonStream(path, "entry", way_out=_FILE_WAY_OUT).members():
+        nouns = json.loads(text)
+        if not isinstance(nouns, list) or not all(isinstance(noun, str) for noun in nouns):
+            raise TaskError(
+                f"{path} must be {{asin: [noun, ...]}}, one list of texts a product; found {nouns!r:.60} for "
+                f"{asin!r:.40}: {_FILE_WAY_OUT}"
+            )
+        yield asin, nouns
 
 
-def _read(path: Path) -> dict[str, list[str]]:
-    try:
-        nouns = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise TaskError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(nouns, dict) or not all(
-        isinstance(words, list) and all(isinstance(word, str) for word in words) for words in nouns.values()
-    ):
-        raise TaskError(f"{path} must be {{asin: [noun, ...]}}, one list of strings a product")
-    return nouns
-
-
-def _tag(tagger: Tagger, asins: Sequence[str], title_of: Callable[[str], str]) -> NounTable:
+def _tag(tagger: Tagger, catalogue: Catalogue) -> NounTable:
     from tqdm import tqdm
 
-    titles = (title_of(asin) for asin in asins)
+    titles = (product.title for product in catalogue)
     # disable=None: a bar where there is a terminal, silence elsewhere.
-    bar = tqdm(tagger.nouns(titles), total=len(asins), desc="nouns of titles", unit="title", disable=None)
-    return NounTable.build(zip(asins, bar, strict=True), tagger.name)
+    bar = tqdm(tagger.nouns(titles), total=len(catalogue), desc="nouns of titles", unit="title", disable=None)
+    return NounTable.build(zip(catalogue.asins.tolist(), bar, strict=True), tagger.name)
 
 
-def _kept(table: NounTable, folders: Sequence[Path]) -> NounTable:
-    """The table as memory-mapped from the first folder that can be written; as it is where none can."""
-    for folder in folders:
-        try:
-            table.write(folder)
-        except OSError:
-            continue
+def _kept(make: Callable[[], NounTable], folder: Path) -> NounTable:
+    """The table of a folder, made once however many processes ask for it; as it is where it cannot be written."""
+    if folder.is_dir():
         return NounTable.open(folder)
-    if folders:
-        places = " and ".join(str(folder.parent) for folder in folders)
-        message = f"the table of title nouns cannot be written to {places}: every start makes it again; set index_dir"
-        warnings.warn(message, TitleNounsWarning, stacklevel=4)
-    return table
+    table: NounTable | None = None
+    try:
+        with build_lock(folder):
+            if not folder.is_dir():
+                table = make()
+                table.write(folder)
+            return NounTable.open(folder)
+    except OSError:
+        _warn_of_no_table(folder.parent)
+        return make() if table is None else table
+
+
+def _warn_of_no_table(folder: Path) -> None:
+    message = f"the table of title nouns cannot be written to {folder}: every start makes it again; set index_dir"
+    warnings.warn(message, TitleNounsWarning, stacklevel=4)
 
 
 def _warn_of_words(data_dir: Path | None, error: Exception) -> None:

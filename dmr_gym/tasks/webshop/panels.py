@@ -10,7 +10,8 @@ train       all others, more than 700        1,700 and on                       
 =========== ================================ ================================== ==================================
 
 Never train or tune on ``test``. In the embedded shop a product is the target of goals of one panel alone, and no
-sentence stands in two goals. The official ranges are WebShop's own, which counts our calibration panel to train.
+sentence stands in two goals; type, attributes and values of a test goal may be those of a train goal, as they are for 7
+of the 200. The official ranges are WebShop's own, which counts our calibration panel to train.
 
 ``python -m dmr_gym.tasks.webshop.panels`` makes the embedded shop and compares its goals with the hashes shipped in
 ``panel_hashes.txt``; with ``--write FILE`` it records them.

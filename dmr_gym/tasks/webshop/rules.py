@@ -10,6 +10,7 @@ from dmr_gym.tasks.webshop.draws import Draws
 from dmr_gym.tasks.webshop.pages import DONE, ITEM, PAGE_SIZE, RESULTS, START, SUB_PAGES
 from dmr_gym.tasks.webshop.play import SUB_PAGE, Play, kind_in_url, make_url
 from dmr_gym.tasks.webshop.reward import Score
+from dmr_gym.types import IntArray
 
 MAX_RESULTS = 50
 KEPT_ASINS = 256
@@ -65,6 +66,9 @@ class Rules:
         play = play._replace(reward=0.0, done=False)
         if name == "search":
             return self._show_results(play, argument, 1)
+        if self._is_link(play, argument):  # first, because an asin can be a button's text
+            product = self._linked(play, argument)
+            return play._replace(kind=ITEM, product=product, visited=play.visited | {argument.upper()})
         if argument == "buy now":
             score = self._score(play)
             return play._replace(kind=DONE, reward=score.value, done=True, score=score)
@@ -76,7 +80,7 @@ class Rules:
             return self._turn(play, clickables, argument)
         if argument in SUB_PAGES:
             return play._replace(kind=argument)
-        return self._show_item(play, clickables, argument)
+        return self._choose(play, clickables, argument)
 
     # ------------------------------------------------------------------ pages
 
@@ -86,7 +90,7 @@ class Rules:
             return self._show_results(play, play.query or "", play.number + (1 if button == "next >" else -1))
         if kind == ITEM and button == "< prev":
             return self._show_results(play, play.query or "", play.number)
-        return self._show_item(play, clickables, button)
+        return self._choose(play, clickables, button)
 
     def _supposed_kind(self, play: Play) -> str | None:
         """The kind of page that the original takes this one for."""
@@ -98,15 +102,13 @@ class Rules:
     def _show_results(self, play: Play, query: str, number: int) -> Play:
         """Search (again, also for another page) and forget the chosen product and options."""
         found = self._find(query)
-        shown = tuple(found[(number - 1) * PAGE_SIZE : number * PAGE_SIZE])
+        shown = tuple(int(product) for product in found[(number - 1) * PAGE_SIZE : number * PAGE_SIZE])
         return play._replace(
             kind=RESULTS, query=query, number=number, total=len(found), results=shown, product=None, options=()
         )
 
-    def _show_item(self, play: Play, clickables: Clickables, argument: str) -> Play:
-        if self._is_link(play, argument):
-            product = self._linked(play, argument)
-            return play._replace(kind=ITEM, product=product, visited=play.visited | {argument.upper()})
+    def _choose(self, play: Play, clickables: Clickables, argument: str) -> Play:
+        """Show the item, with an option value chosen if that was clicked."""
         name = clickables[argument]
         if name is None:
             return play._replace(kind=ITEM)
@@ -131,7 +133,7 @@ class Rules:
             return f"{_CATEGORY} needs a category after a space"
         return None
 
-    def _find(self, query: str) -> Sequence[int]:
+    def _find(self, query: str) -> Sequence[int] | IntArray:
         """Numbers of the products of a search, best first; the first word can ask for a special search."""
         words = query.split(" ")
         if words[0] == _RANDOM:

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from dmr_gym.errors import CacheError, ConfigError
+from dmr_gym.errors import CacheError
 from dmr_gym.tasks.webshop.catalogue import Catalogue
 from dmr_gym.tasks.webshop.columns import ColumnsBuilder
-from dmr_gym.tasks.webshop.data_files import DataFiles, find_data_files, read_object
-from dmr_gym.tasks.webshop.product_reader import ProductReader
+from dmr_gym.tasks.webshop.data_files import (
+    DataFiles,
+    ProductReader,
+    find_data_files,
+    read_number,
+    read_object,
+    read_path,
+)
 
 if TYPE_CHECKING:
     from dmr_gym.tasks.webshop.index import SearchIndex
@@ -22,6 +30,24 @@ if TYPE_CHECKING:
 INDEX_FOLDER = ".dmr-gym-index"
 IN_MEMORY_BYTES = 64 << 20
 KEPT_SHOPS = 4
+_OPENING = threading.RLock()
+_Part = TypeVar("_Part")
+
+
+class _Once(Generic[_Part]):
+    """A part that the first thread to ask for it makes, while the others wait."""
+
+    def __init__(self, make: Callable[[], _Part]) -> None:
+        self._make = make
+        self._lock = threading.Lock()
+        self._made: list[_Part] = []
+
+    def __call__(self) -> _Part:
+        """The part."""
+        with self._lock:
+            if not self._made:
+                self._made.append(self._make())
+            return self._made[0]
 
 
 @dataclass(frozen=True)
@@ -45,7 +71,7 @@ class Shop:
     def __init__(self, catalogue: Catalogue, loaders: Loaders, source: str) -> None:
         self.catalogue = catalogue
         self.source = source
-        self._loaders = loaders
+        self._index, self._nouns, self._human = _Once(loaders.index), _Once(loaders.nouns), _Once(loaders.human)
 
     @classmethod
     def from_rows(
@@ -76,20 +102,20 @@ class Shop:
         )
         return cls(catalogue, loaders, source)
 
-    @cached_property
+    @property
     def index(self) -> SearchIndex:
         """The search index over all products."""
-        return self._loaders.index()
+        return self._index()
 
-    @cached_property
+    @property
     def nouns(self) -> TitleNouns:
         """The nouns of the products' titles."""
-        return self._loaders.nouns()
+        return self._nouns()
 
-    @cached_property
+    @property
     def human(self) -> Mapping[str, Any] | None:
         """Human instructions by asin; None when the data has none."""
-        return self._loaders.human()
+        return self._human()
 
 
 def open_shop(
@@ -107,28 +133,27 @@ def open_shop(
         data_dir: folder with ``items_shuffle[_1000].json``, ``items_ins_v2[_1000].json`` and, for human goals,
             ``items_human_ins.json``. With both releases in it, the full one is taken unless ``num_products`` <= 1000.
         num_products: take the first rows only; None takes all. A file with fewer rows is taken whole.
-        index_dir: folder for indexes; ``.dmr-gym-index`` in the data folder if None.
+        index_dir: folder for indexes, which several data folders may share; ``.dmr-gym-index`` in the data folder if
+            None.
         build_workers: processes that analyse texts beside this one when a large index is built; a script that uses
             them needs the guard ``if __name__ == "__main__"``.
 
     Raises:
-        ConfigError: ``num_products`` is no positive whole number.
+        ConfigError: an argument has the wrong type or is out of range.
         TaskError: a file is missing or broken; names file, row and key.
         CacheError: the index cannot be written.
     """
-    if num_products is not None and (not isinstance(num_products, int) or isinstance(num_products, bool)):
-        raise ConfigError(f"num_products must be a whole number or None; got {num_products!r:.60}")
-    if num_products is not None and num_products < 1:
-        raise ConfigError(f"num_products must be at least 1, or None for all; got {num_products}")
-    files = find_data_files(data_dir, num_products)
-    folder = None if index_dir is None else Path(index_dir).expanduser().absolute()
-    return _open(files, num_products, folder, build_workers)
+    count = None if num_products is None else read_number("num_products", num_products, 1, ", or None for all")
+    workers = read_number("build_workers", build_workers, 0)
+    files = find_data_files(data_dir, count)
+    folder = None if index_dir is None else read_path("index_dir", index_dir)
+    with _OPENING:  # a cache alone would let two threads build the same index
+        return _open(files, count, folder, workers)
 
 
 @lru_cache(maxsize=KEPT_SHOPS)
 def _open(files: DataFiles, num_products: int | None, index_dir: Path | None, workers: int) -> Shop:
     folder = index_dir or files.folder / INDEX_FOLDER
-    number = "" if num_products is None else f"-{num_products}"
     can_build_in_memory = index_dir is None and files.items.size <= IN_MEMORY_BYTES
     if index_dir is None and not folder.is_dir() and is_read_only(files.folder):
         if not can_build_in_memory:
@@ -137,8 +162,8 @@ def _open(files: DataFiles, num_products: int | None, index_dir: Path | None, wo
     from dmr_gym.tasks.webshop.stored_shop import open_or_build
 
     try:
-        stored = open_or_build(folder / f"{files.items.path.stem}{number}", files, num_products, workers)
-    except OSError as error:
+        stored = open_or_build(folder / _index_name(files, num_products, index_dir), files, num_products, workers)
+    except OSError as error:  # of the index: what is wrong with data files has become a TaskError
         if not can_build_in_memory:
             raise _cannot_write(folder, error.strerror or str(error)) from error
         return _open_in_memory(files, num_products)
@@ -148,6 +173,17 @@ def _open(files: DataFiles, num_products: int | None, index_dir: Path | None, wo
         human=lambda: None if files.human is None else read_object(files.human),
     )
     return Shop(stored.catalogue, loaders, str(files.items.path))
+
+
+def _index_name(files: DataFiles, num_products: int | None, index_dir: Path | None) -> str:
+    """Files and number of rows; the data folder too where several may share the index folder."""
+    parts = [files.items.path.stem]
+    if num_products is not None:
+        parts.append(str(num_products))
+    if index_dir is not None:
+        origin = os.fsencode(files.folder.resolve())
+        parts.append(hashlib.sha256(origin).hexdigest()[:12])
+    return "-".join(parts)
 
 
 def _open_in_memory(files: DataFiles, num_products: int | None) -> Shop:
@@ -185,13 +221,10 @@ def _build_index(catalogue: Catalogue) -> SearchIndex:
     return SearchIndex.build((product.index_text for product in catalogue), catalogue.asins)
 
 
-def _load_nouns(catalogue: Catalogue, data_dir: Path | None, index_dir: Path | None) -> TitleNouns:
+def _load_nouns(catalogue: Catalogue, data_dir: Path | None, table_dir: Path | None) -> TitleNouns:
     from dmr_gym.tasks.webshop.nouns import load_title_nouns
 
-    def title_of(asin: str) -> str:
-        return str(catalogue[catalogue.index_of(asin)].title)
-
-    return load_title_nouns(data_dir, catalogue.asins.tolist(), title_of, index_dir)
+    return load_title_nouns(catalogue, data_dir, table_dir)
 
 
 def _given_nouns(nouns: Mapping[str, Sequence[str]]) -> TitleNouns:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 import weakref
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -53,11 +54,13 @@ class Storefront:
 
 
 _STOREFRONTS: weakref.WeakKeyDictionary[Shop, Storefront] = weakref.WeakKeyDictionary()
+_OPENING = threading.Lock()
 
 
 def storefront_of(shop: Shop) -> Storefront:
     """The one storefront of a shop."""
-    front = _STOREFRONTS.get(shop)
-    if front is None:
-        front = _STOREFRONTS[shop] = Storefront(shop)
-    return front
+    with _OPENING:
+        front = _STOREFRONTS.get(shop)
+        if front is None:
+            front = _STOREFRONTS[shop] = Storefront(shop)
+        return front

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from dmr_gym.config import unknown_name
@@ -20,16 +21,18 @@ from dmr_gym.prompts.webshop import (
 )
 from dmr_gym.prompts.webshop_answers import read_completion
 from dmr_gym.tasks.webshop import panels
+from dmr_gym.tasks.webshop.display import OBSERVATION_MODES
 from dmr_gym.tasks.webshop.engine import WebShopEngine
+from dmr_gym.tasks.webshop.fixes import FIXES, OPTION_BRACKETS
 from dmr_gym.tasks.webshop.generate import embedded_shop
+from dmr_gym.tasks.webshop.goals import MODES
 from dmr_gym.tasks.webshop.shop import Shop, open_shop
 from dmr_gym.tasks.webshop.views import clickable_names, page_pieces, page_view
 from dmr_gym.types import Prompt, TaskStart, TaskStep
 
 DATA_VARIABLE = "WEBSHOP_DATA"
 PANELS = (*panels.PANELS, "all")
-GOALS = ("synthetic", "human")
-OBSERVATION_MODES = ("text", "text_rich")
+TEXT_MODES = tuple(mode for mode in OBSERVATION_MODES if mode.startswith("text"))
 AFTER_PURCHASE = "the purchase is made, and the episode over"
 
 
@@ -86,9 +89,10 @@ class WebshopTask:
             n_goals: only the first so many goals of the panel; None for all.
             observation_mode: WebShop's "text" or "text_rich", for chat prompts; the short style has its own.
             show_attributes: WebShop's option to show a page of attributes.
-            num_products: only the first products of official data; None for all.
-            index_dir: folder of search indexes of official data; see `dmr_gym.tasks.webshop.shop.open_shop`.
-            require_think: whether a chat answer without ``<think></think>`` is invalid.
+            num_products: only the first products of official data; None for all. Not for an open shop.
+            index_dir: folder of search indexes of official data; see `dmr_gym.tasks.webshop.shop.open_shop`. Not for
+                an open shop.
+            require_think: whether a chat answer without ``<think></think>`` is invalid; short answers have none.
             fixes: quirks of WebShop to mend; see `WebShopEngine`.
 
         Raises:
@@ -96,12 +100,14 @@ class WebshopTask:
             TaskError: the data is missing or broken.
         """
         self._style = _known("prompt_style", prompt_style, PROMPT_STYLES)
-        self._mode = _known("observation_mode", observation_mode, OBSERVATION_MODES)
+        self._mode = _known("observation_mode", observation_mode, TEXT_MODES)
         if self._style == "short" and self._mode != "text":
             raise ConfigError(f"observation_mode={self._mode!r} needs prompt_style='chat'; the short style has its own")
         self._history_length = _count("history_length", history_length, 0)
-        self._require_think = bool(require_think)
-        fixes = (fixes,) if isinstance(fixes, str) else tuple(fixes)
+        self._require_think = _flag("require_think", require_think)
+        if self._style == "short" and not self._require_think:
+            raise ConfigError("require_think=False needs prompt_style='chat'; short answers have no <think></think>")
+        fixes = _fixes(fixes)
         _known("panel", panel, PANELS)
         is_embedded = isinstance(source, str) and source == "embedded"
         if is_embedded:
@@ -109,15 +115,15 @@ class WebshopTask:
         self._engine = WebShopEngine(
             _shop(source, num_products, index_dir),
             seed=_count("seed", seed, 0),
-            goals="human" if is_embedded else _known("goals", goals or GOALS[0], GOALS),
+            goals="human" if is_embedded else _known("goals", MODES[0] if goals is None else goals, MODES),
             observation_mode=self._mode,
-            show_attributes=bool(show_attributes),
+            show_attributes=_flag("show_attributes", show_attributes),
             fixes=fixes,
         )
         numbers = panels.embedded_goals(panel) if is_embedded else _official_goals(panel, len(self._engine.goals))
         self._numbers = dict(list(numbers.items())[: _panel_size(n_goals, len(numbers))])
         self._task_ids = tuple(self._numbers)
-        self._fix_brackets = "option_brackets" in fixes
+        self._fix_brackets = OPTION_BRACKETS in fixes
         self._first_state = self._engine.snapshot()
         self._state: WebshopState | None = None
         self._view = PageView("")
@@ -231,6 +237,8 @@ def _shop(
     source: str | os.PathLike[str] | Shop, num_products: int | None, index_dir: str | os.PathLike[str] | None
 ) -> Shop:
     if isinstance(source, Shop):
+        if num_products is not None or index_dir is not None:
+            raise ConfigError("num_products and index_dir are for data files; an open Shop has its products and index")
         return source
     if source == "embedded":
         return embedded_shop()
@@ -239,8 +247,10 @@ def _shop(
         if not folder:
             raise ConfigError(f"source='official' needs the folder of WebShop's data files in {DATA_VARIABLE}, not set")
         source = folder
-    if not isinstance(source, str | os.PathLike):
+    elif not isinstance(source, str | os.PathLike):
         raise ConfigError(f"source must be 'embedded', 'official', a folder or a Shop, found {source!r:.120}")
+    elif not Path(source).expanduser().is_dir():
+        raise ConfigError(f"source must be 'embedded', 'official' or a folder; there is no folder {str(source)!r:.120}")
     return open_shop(source, num_products, index_dir)
 
 
@@ -266,6 +276,20 @@ def _panel_size(n_goals: int | None, available: int) -> int:
     if _count("n_goals", n_goals, 1) > available:
         raise ConfigError(f"n_goals must lie in 1 to {available} for this panel, found {n_goals}")
     return n_goals
+
+
+def _fixes(fixes: object) -> tuple[str, ...]:
+    """A name alone stands for itself; which names there are is the engine's to check."""
+    names = (fixes,) if isinstance(fixes, str) else fixes
+    if not isinstance(names, list | tuple | set | frozenset) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"fixes must be a list of names among {', '.join(FIXES)}; found {fixes!r:.60}")
+    return tuple(names)
+
+
+def _flag(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name} must be true or false, found {value!r:.60}")
+    return value
 
 
 def _known(name: str, value: str, known: Sequence[str]) -> str:

@@ -27,12 +27,13 @@ def page_view(engine: WebShopEngine, names: Collection[str]) -> PageView:
         return PageView(page_summary(START), has_search_bar=True)
     if play.kind == RESULTS:
         shown = [catalogue[number] for number in play.results]
-        lines = results_body((each.asin, each.price_label, each.title) for each in shown)
+        lines = results_body(((each.asin, each.price_label, each.title) for each in shown), play.visited)
         return PageView(page_summary(RESULTS, keywords=play.query or "", number=play.number), lines, buttons)
     assert product is not None
     body: tuple[str, ...] = ()
     if play.kind == ITEM:
-        body = item_body(product.price_label, product.title, product.options.items(), names)
+        chosen = dict(play.options)
+        body = item_body(product.price_label, product.title, product.options.items(), names, chosen)
     elif play.kind != DONE:
         body = text_body(node.text for node in ProductPieces(product).nodes(play.kind, show_attributes=False))
     return PageView(page_summary(play.kind, product.asin), body, buttons)

@@ -1,0 +1,53 @@
+"""The embedded agents' tokenizer: what is to be copied has the same pieces wherever it stands."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from tokenizers import Tokenizer
+
+from dmr_gym.agent_tokenizer import END_OF_TEXT, train_tokenizer
+
+TEXT = "Task: i need green tea\n[b0k3m9x2qa] $3.00 green tea\n> search[ green tea]\n"
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    """Of a shop with one page."""
+    return train_tokenizer([TEXT] * 50, 2048, product_numbers=True)
+
+
+@pytest.mark.parametrize(
+    "text", ["[b0k3m9x2qa] $3.0", " click[b0k3m9x2qa]\n", "item b0k3m9x2qa\n", "was item b0k3m9x2qa: click"]
+)
+def test_a_product_number_is_five_pieces_wherever_it_stands(tokenizer: Tokenizer, text: str) -> None:
+    """Behind a bracket, a space or a word: the same four pairs follow the first, so they can be copied."""
+    pieces = tokenizer.encode(text).tokens
+    start = next(index for index, piece in enumerate(pieces) if piece.endswith("b0"))
+    assert pieces[start + 1 : start + 5] == ["k3", "m9", "x2", "qa"]
+
+
+@pytest.mark.parametrize("text", ["b000", "b0k3m9x2qa9", "Größe 7½\n\n [x]", TEXT])
+def test_decoding_gives_the_text_back(tokenizer: Tokenizer, text: str) -> None:
+    """Any text has pieces, bytes where no word is known, and they are the text."""
+    assert tokenizer.decode(tokenizer.encode(text).ids) == text
+
+
+def test_words_and_numbers_are_one_piece_behind_a_space_and_a_bracket(tokenizer: Tokenizer) -> None:
+    """A word of the texts, also as an option's value, and each number up to 40."""
+    assert tokenizer.encode("[green] need 37").tokens == ["[", "green", "]", "Ġneed", "Ġ37"]
+
+
+def test_without_product_numbers_nothing_of_a_shop_is_learned() -> None:
+    """The pairs and the words behind brackets belong to WebShop; the end of text is token 0 in any world."""
+    plain = train_tokenizer([TEXT], 1024)
+    assert plain.token_to_id(END_OF_TEXT) == 0
+    assert len(plain.encode("b0zzzyzxzw").ids) > 5
+
+
+def test_the_module_needs_no_torch() -> None:
+    """Importing it does not load torch."""
+    code = "import sys, dmr_gym.agent_tokenizer; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
