@@ -2,14 +2,14 @@
 
     python agents/train_embedded_agent.py --out runs/alfworld --updates 4500
     python agents/train_embedded_agent.py --world webshop --vocab-size 3072 --observation-weight 0.05 \
-        --induction --drill-updates 128 --muon-lr 0.005 --adam-lr 0.0015 --warmup 40 \
-        --updates 2400 --out runs/webshop
+        --other-tasks 6 --induction --drill-updates 128 --muon-lr 0.005 --adam-lr 0.0015 --warmup 40 \
+        --updates 8000 --bfloat16 --compile --out runs/webshop
 
 Every episode is played in a fresh generated house or shop, never of a task panel (the seeds are disjoint). In most of
 the episodes some commands are replaced by mistakes; they carry no loss, the expert's way back does, so the agent learns
 to recover. The loss covers the expert's commands and, with less weight, the world's texts: predicting those is what
-makes copying of names and numbers form. In the shop it takes drills as well: an expert's answer there is one in twenty
-tokens, so the model begins with written induction heads, and the first updates ask for copies of everything on a page.
+makes copying of names and numbers form. In the shop that takes more, for an expert's answer is a small part of each
+prompt: the model begins with written induction heads, and the first updates ask for copies of everything on a page.
 Matrices are trained by Muon, the rest by AdamW.
 
 A killed run goes on from its last checkpoint with ``--resume`` and ends in the same weights: batch t is a function of
@@ -80,6 +80,7 @@ class Args:
     decay: float = option(0.6, "last share of the run in which the rates fall linearly to zero")
     observation_weight: float = option(0.2, "loss weight of the world's tokens; the expert's commands weigh 1")
     drill_updates: int = option(0, "first updates, which are copying drills of rising length (WebShop)")
+    other_tasks: int = option(0, "further tasks asked about each page (WebShop); a page costs far more than an answer")
     induction: bool = option(
         False, "begin with written induction heads, which copy rare names at once, and keep rare tokens apart"
     )
@@ -88,6 +89,7 @@ class Args:
     seed: int = option(0, "seed of initial weights and of the demonstrations")
     checkpoint_every: int = option(250, "updates between checkpoints")
     threads: int = option(2, "CPU threads")
+    bfloat16: bool = option(False, "multiply matrices in bfloat16: faster where the processor has units for it")
     compile: bool = option(
         False, "compile the model: 1 to 2 minutes, then twice the tokens/s on a CPU; needs a C++ compiler"
     )
@@ -106,8 +108,11 @@ class Args:
             raise ConfigError(f"--heads must be even, two query heads share one of keys and values; got {self.heads}")
         if not 0 < self.decay <= 1:
             raise ConfigError(f"--decay is a share of the run in (0, 1], got {self.decay}")
-        if self.drill_updates < 0 or (self.drill_updates and self.world != "webshop"):
-            raise ConfigError(f"--drill-updates are for --world webshop; got {self.drill_updates} in {self.world}")
+        for name in ("drill_updates", "other_tasks"):
+            value = getattr(self, name)
+            if value < 0 or (value and self.world != "webshop"):
+                option_name = f"--{name.replace('_', '-')}"
+                raise ConfigError(f"{option_name} is a number for --world webshop; got {value} in {self.world}")
 
 
 # ---------------------------------------------------------------- data
@@ -124,9 +129,10 @@ def sequences(seed: int, args: Args) -> Iterator[list[tuple[str, float]]]:
         episode = alfworld.demonstration(seed, args.noisy_episodes, args.noise)
         yield [(text, weights[author]) for text, author in episode]
         return
-    for prompt, answer, author in webshop.demonstration(seed, args.noisy_episodes, args.noise):
-        if author == "expert":
-            yield [(prompt, args.observation_weight), (answer, 1.0)]
+    for piece in webshop.demonstration(seed, args.noisy_episodes, args.noise, other_tasks=args.other_tasks):
+        if piece.author == "expert":
+            others = [(text, weight) for pair in piece.others for text, weight in zip(pair, (0.0, 1.0), strict=True)]
+            yield [(piece.prompt, args.observation_weight), (piece.answer, 1.0), *others]
 
 
 def train_tokenizer(args: Args, episodes: int | None = None) -> PreTrainedTokenizerFast:
@@ -144,16 +150,18 @@ def encode(
     """Yield token ids and loss weights of each sequence of one demonstration; of drills while hardness is below 1."""
     for sequence in sequences(seed, args):
         if hardness < 1:
-            sequence = drill(sequence[0][0], seed, hardness)
+            shown, answers = drill(sequence[0][0], seed, hardness)
+            sequence = [(shown, args.observation_weight), (answers, 1.0)]
         ids: list[int] = []
         weights: list[float] = []
         for text, weight in sequence:
             piece = tokenizer(text)["input_ids"]
             ids += piece
             weights += [weight] * len(piece)
-        # A prompt that is cut has lost its answer; a transcript that is cut has lost only its end.
-        if args.world == "alfworld" or len(ids) <= args.max_tokens:
-            yield ids[: args.max_tokens], weights[: args.max_tokens]
+        ids, weights = ids[: args.max_tokens], weights[: args.max_tokens]
+        # A transcript that is cut has lost only its end, but a prompt that is cut has lost its answer.
+        if args.world == "alfworld" or 1.0 in weights:
+            yield ids, weights
 
 
 def pool_rows(pool: int, tokenizer: PreTrainedTokenizerFast, args: Args) -> list[tuple[list[int], list[float]]]:
@@ -266,7 +274,9 @@ class Trainer:
         """Learn from a batch, (B, T) ids and weights; returns the values of `FIGURES`, (3,), and the gradient norm."""
         for optimizer, peak in zip(self.optimizers, (self.args.muon_lr, self.args.adam_lr), strict=True):
             optimizer.param_groups[0]["lr"] = peak * learning_rate_scale(update, self.args)
-        loss, command = weighted_loss(self.forward(input_ids=ids, use_cache=False).logits, ids, weights)
+        with torch.autocast(ids.device.type, torch.bfloat16, enabled=self.args.bfloat16):
+            logits = self.forward(input_ids=ids, use_cache=False).logits
+        loss, command = weighted_loss(logits.float(), ids, weights)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         embedding = self.model.get_input_embeddings().weight

@@ -13,6 +13,7 @@ import gymnasium
 
 from dmr_gym.config import EnvConfig, load_config, unknown_name
 from dmr_gym.errors import ConfigError, DMRGymError
+from dmr_gym.tasks import TASKS
 from dmr_gym.vector import PrecisionRoutingVectorEnv
 
 DEFAULT_ENV = "DMR-ALFWorld-v0"
@@ -53,7 +54,7 @@ def add_env_options(parser: argparse.ArgumentParser) -> None:
 
 
 def chosen_env(args: argparse.Namespace, cache_dir: str | Path | None = None) -> tuple[str, EnvConfig]:
-    """The registered id and the keywords that the options of `add_env_options` choose.
+    """The id, and the keywords that the options of `add_env_options` choose; a world without id goes by its own name.
 
     Args:
         args: with ``env``, ``config``, ``set`` and ``cache_dir``.
@@ -137,12 +138,14 @@ def _known_ids() -> list[str]:
 
 
 def _id_of_world(task: str, path: str, env_id: str | None) -> str:
-    """The id that results are recorded under: the one that was given, else the first of the file's world."""
+    """What results are recorded under: the id that was given, else the first of the file's world.
+
+    A world of which no id is registered is recorded by its own name.
+    """
     if env_id is None:
-        ids = [name for name in _known_ids() if gymnasium.spec(name).kwargs.get("task") == task]
-        if not ids:
-            raise ConfigError(f"{path} is for the world {task!r}, of which no id is registered: pass --env too")
-        return ids[0]
+        if task not in TASKS:
+            raise ConfigError(f"{path}: {unknown_name('task', task, TASKS)}")
+        return next((name for name in _known_ids() if gymnasium.spec(name).kwargs.get("task") == task), task)
     if _registered(env_id).get("task") != task:
         raise ConfigError(f"{path} is for the world {task!r}, but --env {env_id} is another: leave one of them out")
     return env_id

@@ -1,13 +1,33 @@
-"""What a training run needs to survive a kill: its settings on record, and its state in one safetensors file.
+"""What a training run needs to survive a kill: settings on record, state in one file, a course that resuming trims.
 
-``agents/train_embedded_agent.py`` uses it.
+The order of a loop that resumes bit-identically::
+
+    claim_folder(out, settings, resume)
+    progress = load_training_state(out / STATE_FILE, model, [optimizer])
+    with RunLog(out, int(progress.get("update", 0))) as log, stop_on_signal() as stop:
+        for update in range(log.start, updates):
+            torch.manual_seed(update_seed(seed, update))  # all chance of an update is a function of (seed, update)
+            ...
+            log.write(update + 1, {"loss": loss})
+            if (update + 1) % every == 0 or update + 1 == updates or stop.signal:
+                save_training_state(out / STATE_FILE, model, [optimizer], {"update": update + 1})
+            stop.leave(f"update {update + 1}")
+
+Every recipe that trains uses it.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
-from collections.abc import Collection, Mapping, Sequence
+import signal
+import sys
+import threading
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType, TracebackType
 from typing import Any
 
 import torch
@@ -18,6 +38,127 @@ from dmr_gym.errors import ConfigError
 from dmr_gym.runs import write_atomically, write_json
 
 SETTINGS_FILE = "args.json"
+STATE_FILE = "state.safetensors"
+HISTORY_FILE = "history.jsonl"
+
+
+def update_seed(seed: int, update: int, purpose: str = "") -> int:
+    """A seed in [0, 2^63) for the chance of one update, so that no generator's state has to be saved.
+
+    Args:
+        seed: of the run.
+        update: number of the update.
+        purpose: tells generators of the same update apart.
+    """
+    digest = hashlib.sha256(f"{seed} {update} {purpose}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+@dataclass
+class Stop:
+    """Whether a signal asked the run to end; ``signal`` is its number, or None."""
+
+    signal: signal.Signals | None = None
+
+    def leave(self, where: str) -> None:
+        """End the process if a signal came: call it once everything is saved.
+
+        Args:
+            where: what was finished last, for the message.
+
+        Raises:
+            SystemExit: with the shell's status for that signal, 128 + its number.
+        """
+        if self.signal is not None:
+            print(f"\nstopped by {self.signal.name} after {where}; --resume goes on from there", file=sys.stderr)
+            raise SystemExit(128 + self.signal)
+
+
+@contextlib.contextmanager
+def stop_on_signal() -> Iterator[Stop]:
+    """Let SIGINT and SIGTERM ask for an end instead of causing it; a second one ends the process at once.
+
+    Outside the main thread, where Python takes no handlers, signals stay as they are.
+    """
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        stop.signal = signal.Signals(number)
+        for each, handler in previous.items():
+            signal.signal(each, handler)
+        print(f"\n{stop.signal.name}: saving after this update; once more ends at once", file=sys.stderr)
+
+    for number in previous:
+        signal.signal(number, ask)
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+class RunLog:
+    """A run's course: figures by update, in TensorBoard and in ``history.jsonl``.
+
+    Both forget what lies behind the update that the run goes on from, so a resumed run leaves the same course as one
+    that was never stopped.
+
+    Args:
+        folder: of the run; TensorBoard's files go to its "tensorboard".
+        start: updates done so far.
+    """
+
+    def __init__(self, folder: Path, start: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.start = start
+        self._path = folder / HISTORY_FILE
+        self.history = [entry for entry in read_history(folder) if entry["update"] <= start]
+        write_atomically(self._path, lambda part: part.write_text("".join(map(_line, self.history)), encoding="utf-8"))
+        self._file = self._path.open("a", encoding="utf-8")
+        # Logging begins at step 0, so that step 0 survives a purge.
+        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1 if start else None)
+
+    def write(self, update: int, figures: Mapping[str, float]) -> None:
+        """Add the figures of an update, names as TensorBoard groups them ("train/loss"); a line of the history each."""
+        entry = {"update": update, **figures}
+        self.history.append(entry)
+        self._file.write(_line(entry))
+        self._file.flush()
+        for name, value in figures.items():
+            self._writer.add_scalar(name, value, update)
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+        self._writer.close()
+
+
+def read_history(folder: Path) -> list[dict[str, float]]:
+    """The figures of a run by update, as `RunLog` wrote them; empty where there are none.
+
+    A line that a kill has cut ends the history.
+    """
+    path = folder / HISTORY_FILE
+    entries: list[dict[str, float]] = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            entries.append(json.loads(line))
+        except ValueError:
+            break
+    return entries
+
+
+def _line(entry: Mapping[str, float]) -> str:
+    return json.dumps(entry) + "\n"
 
 
 def claim_folder(folder: Path, settings: Mapping[str, Any], resume: bool, free: Collection[str] = ()) -> None:

@@ -86,6 +86,12 @@ def test_shipped_file_and_registered_id_are_one(root):
     assert chosen_env(parse("--config", str(path))) == chosen_env(parse("--env", "DMR-Toy-v0"))
 
 
+def test_a_world_without_a_registered_id_goes_by_its_own_name(root):
+    """The chat file of WebShop can be given to a recipe as its first lines say."""
+    env_id, config = chosen_env(parse("--config", str(root / "configs" / "webshop-chat.toml")))
+    assert (env_id, config.task) == ("webshop", "webshop")
+
+
 def test_cache_folder_of_the_command_line_then_of_the_file_then_of_the_recipe(tmp_path):
     """The nearest one wins."""
     path = tmp_path / "mine.toml"
@@ -99,7 +105,7 @@ def test_cache_folder_of_the_command_line_then_of_the_file_then_of_the_recipe(tm
     ("text", "options", "message"),
     [
         ('task = "toy"', ["--env", "DMR-ALFWorld-v0"], "is for the world 'toy', but --env DMR-ALFWorld-v0 is another"),
-        ('task = "mars"', [], "is for the world 'mars', of which no id is registered: pass --env too"),
+        ('task = "mars"', [], "unknown task 'mars'"),
         ("lamda_ = 1", [], "unknown EnvConfig setting 'lamda_'; did you mean 'lambda_'"),
         ("task = ", [], "is not a TOML file"),
         ('task = "toy"', ["--set", "max_steps"], "--set expects KEY=VALUE, got 'max_steps'"),

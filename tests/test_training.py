@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 
 from dmr_gym.errors import ConfigError
-from dmr_gym.training import claim_folder, load_training_state, save_training_state
+from dmr_gym.training import (
+    HISTORY_FILE,
+    RunLog,
+    claim_folder,
+    load_training_state,
+    read_history,
+    save_training_state,
+    stop_on_signal,
+    update_seed,
+)
 
 
 def make(width: int = 4) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
@@ -64,3 +76,70 @@ def test_a_folder_belongs_to_one_run(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="begun with other lr: choose"):
         claim_folder(tmp_path / "run", {"lr": 0.2, "betas": (0.9, 0.95), "threads": 1}, resume=True)
     claim_folder(tmp_path / "run", {"lr": 0.1, "betas": (0.9, 0.95), "threads": 2}, resume=True, free=["threads"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_asks_for_an_end_and_the_loop_chooses_when(
+    number: signal.Signals, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is raised where the signal arrives; `leave` ends with the shell's status and says how to go on."""
+    before = signal.getsignal(number)
+    with stop_on_signal() as stop:
+        stop.leave("update 1")
+        os.kill(os.getpid(), number)
+        assert stop.signal == number
+        assert signal.getsignal(number) is before  # a second signal ends at once
+        with pytest.raises(SystemExit) as caught:
+            stop.leave("update 2")
+    assert caught.value.code == 128 + number
+    assert f"stopped by {number.name} after update 2; --resume" in capsys.readouterr().err
+    assert signal.getsignal(number) is before
+
+
+def test_handlers_are_put_back_when_no_signal_came() -> None:
+    """Outside the context signals mean what they meant before."""
+    before = signal.getsignal(signal.SIGTERM)
+    with stop_on_signal():
+        assert signal.getsignal(signal.SIGTERM) is not before
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_thread_trains_without_handlers() -> None:
+    """Python takes signal handlers in the main thread alone; elsewhere the loop runs without them."""
+    seen: list[object] = []
+
+    def work() -> None:
+        with stop_on_signal() as stop:
+            seen.append(stop.signal)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [None]
+
+
+def test_a_resumed_course_is_that_of_an_uninterrupted_run(tmp_path: Path) -> None:
+    """Lines behind the saved update, and a line that a kill has cut, are forgotten and written anew."""
+    with RunLog(tmp_path / "whole", 0) as log:
+        for update in range(1, 5):
+            log.write(update, {"train/loss": 1 / update})
+    with RunLog(tmp_path / "killed", 0) as log:
+        for update in range(1, 4):
+            log.write(update, {"train/loss": 1 / update})
+    path = tmp_path / "killed" / HISTORY_FILE
+    path.write_text(path.read_text() + '{"update": 4, "tra')
+    with RunLog(tmp_path / "killed", 2) as log:
+        assert [entry["update"] for entry in log.history] == [1, 2]
+        for update in range(3, 5):
+            log.write(update, {"train/loss": 1 / update})
+    assert path.read_text() == (tmp_path / "whole" / HISTORY_FILE).read_text()
+    assert read_history(tmp_path / "killed")[-1] == {"update": 4, "train/loss": 0.25}
+    assert read_history(tmp_path / "none") == []
+
+
+def test_seeds_of_updates_differ_by_run_update_and_purpose() -> None:
+    """Each part of the key changes the seed; the same key gives the same one, within torch's range."""
+    seeds = {update_seed(0, 0), update_seed(1, 0), update_seed(0, 1), update_seed(0, 0, "tasks"), update_seed(0, 10)}
+    assert len(seeds) == 5
+    assert update_seed(3, 4, "x") == update_seed(3, 4, "x")
+    assert all(0 <= seed < 2**63 for seed in seeds)

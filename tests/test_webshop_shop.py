@@ -18,7 +18,6 @@ from dmr_gym.errors import CacheError, TaskError
 from dmr_gym.tasks.webshop import data_files, index_folder, json_stream, shop, stored_shop
 from dmr_gym.tasks.webshop.goals import GoalBook
 from dmr_gym.tasks.webshop.shop import INDEX_FOLDER, Shop, open_shop
-from dmr_gym.tasks.webshop.storefront import storefront_of
 from tests.webshop_rows import make_entry, make_row, write_data
 
 ROWS = [make_row(f"B00000000{number}", name=f"{word} lamp") for number, word in enumerate(("red", "tall", "old"))]
@@ -119,7 +118,7 @@ def test_threads_get_one_shop(data: Path, builds: list[Path]) -> None:
     def open_together(_: int) -> tuple[Shop, Any, Any, Any]:
         together.wait()
         opened = open_shop(data)
-        return opened, opened.nouns, opened.human, storefront_of(opened)
+        return opened, opened.nouns, opened.human, opened.storefront
 
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(open_together, range(8)))

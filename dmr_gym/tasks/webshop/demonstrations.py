@@ -35,20 +35,28 @@ GOAL_TRIES = 10
 """So many goals are drawn for such a demonstration at most."""
 
 _ASIN = re.compile(r"\[([0-9a-z]{10})\]")
+_LISTED = re.compile(r"(?:seen )?\[([0-9a-z]{10})\]")
 _VALUE = re.compile(r"\[([^\[\]]+)\]")
 
 _PRODUCTS = (200, 300)
 
 
 class Piece(NamedTuple):
-    """A step: the prompt, the answer with its line end, and who gave it: "expert" or "mistake" (not to be imitated)."""
+    """A step: the prompt, the answer with its line end, and who gave it: "expert" or "mistake" (not to be imitated).
+
+    ``others`` are further tasks asked about the same page, each with the expert's answer: the end of a prompt, from
+    "Task: " to ">", and an answer with its line end.
+    """
 
     prompt: str
     answer: str
     author: str
+    others: tuple[tuple[str, str], ...] = ()
 
 
-def demonstration(seed: int, noisy_episodes: float = 0.0, noise: float = 0.0, max_steps: int = 20) -> Iterator[Piece]:
+def demonstration(
+    seed: int, noisy_episodes: float = 0.0, noise: float = 0.0, max_steps: int = 20, other_tasks: int = 0
+) -> Iterator[Piece]:
     """Yield one episode, step by step, on a goal of a shop that is made for it and its neighbours.
 
     Args:
@@ -56,6 +64,8 @@ def demonstration(seed: int, noisy_episodes: float = 0.0, noise: float = 0.0, ma
         noisy_episodes: share of episodes in which mistakes occur at all.
         noise: chance of a mistake at each step of such an episode.
         max_steps: the episode is cut there.
+        other_tasks: most further tasks asked about each page. Reading a page costs a learner far more than an answer
+            does, so a page that is asked about six times teaches almost six times as much.
     """
     chance = Chance(f"dmr-gym webshop demonstration {seed}")
     task = _task(seed // SHOP_EPISODES)
@@ -73,7 +83,8 @@ def demonstration(seed: int, noisy_episodes: float = 0.0, noise: float = 0.0, ma
         else:
             author = "expert"
         previous, answer = action, short_answer(action)
-        yield Piece(prompt, answer, author)
+        others = _asked_otherwise(seed, prompt, task.engine.goal, other_tasks) if other_tasks else ()
+        yield Piece(prompt, answer, author, others)
         if task.step(answer).done:
             return
 
@@ -118,6 +129,39 @@ def _shop(number: int) -> Shop:
     seed = FIRST_SEED + number
     size = Chance(f"dmr-gym webshop demonstration shop {seed}").integer(*_PRODUCTS)
     return as_shop(generate_shop(seed, size, draw_style(seed)), f"shop {seed}")
+
+
+@lru_cache(maxsize=1)
+def _goals(number: int) -> tuple[dict[str, list[Goal]], dict[str, list[Goal]]]:
+    """All goals of a shop by the asin of their target, and by its type."""
+    by_asin: dict[str, list[Goal]] = {}
+    by_query: dict[str, list[Goal]] = {}
+    task = _task(number)
+    task.reset(task.task_ids[0])
+    for goal in task.engine.goals:
+        by_asin.setdefault(goal.asin.lower(), []).append(goal)
+        by_query.setdefault(goal.query, []).append(goal)
+    return by_asin, by_query
+
+
+def _asked_otherwise(seed: int, prompt: str, goal: Goal, count: int) -> tuple[tuple[str, str], ...]:
+    """What else could be asked on a prompt's page: for products that it shows, or others of their type."""
+    chance = Chance(f"dmr-gym webshop demonstration {seed} otherwise {prompt}")
+    by_asin, by_query = _goals(seed // SHOP_EPISODES)
+    view = read_prompt(prompt)
+    count = count if view.body else count // 3  # the start page shows nothing to choose from
+    shown = [match[1] for match in map(_LISTED.match, view.body) if match] or [view.summary.rpartition(" ")[2]]
+    wanted = [each for asin in shown for each in by_asin.get(asin, ())]
+    alike = by_query[goal.query]
+    chosen = chance.sample(wanted, (count + 1) // 2)
+    chosen += chance.sample(alike, count - len(chosen))
+    page = prompt.partition("\n")[2].rpartition("\nTask: ")[0]
+    tails = {}
+    for text, other in {each.instruction_text: each for each in chosen}.items():
+        task = f"Task: {text}"
+        if text != goal.instruction_text:
+            tails[f"{task}\n>"] = short_answer(expert_for(other).act(f"{task}\n{page}\n{task}\n>"))
+    return tuple(tails.items())
 
 
 def _begin(chance: Chance, task: WebshopTask) -> ShoppingExpert:

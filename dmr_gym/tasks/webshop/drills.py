@@ -1,6 +1,6 @@
 """Copying drills: exercises on the shop's pages with which the training of an agent begins.
 
-A demonstration asks for few copies of names, one in twenty tokens; a drill asks for all of a page at once.
+A demonstration asks for few copies of names; a drill asks for all of a page at once.
 """
 
 from __future__ import annotations
@@ -8,16 +8,12 @@ from __future__ import annotations
 import random
 import re
 
-PROMPT_WEIGHT = 0.05
-"""Loss weight of a drill's prompt, the one that the recorded run gives all of the world's texts. Names are drawn at
-random there, so there is next to nothing to predict; were it 0, the prompt's tokens would learn nothing at all."""
-
 _NAMES = re.compile(r"\[(?!back to|< prev|next >|description|features|reviews|buy now)([^\[\]\n]+)\]")
 _SPANS = 3
 _SPAN_WORDS = (2, 6)
 
 
-def drill(prompt: str, seed: int, hardness: float) -> list[tuple[str, float]]:
+def drill(prompt: str, seed: int, hardness: float) -> tuple[str, str]:
     """A copying exercise on a page: answers that repeat what stands in brackets and spans of the task, in random order.
 
     Args:
@@ -26,7 +22,7 @@ def drill(prompt: str, seed: int, hardness: float) -> list[tuple[str, float]]:
         hardness: in [0, 1]: 0 shows two names alone, 1 the whole prompt.
 
     Returns:
-        The prompt and the answers, a line each, with their loss weights.
+        The prompt, and the answers, a line each.
     """
     rng = random.Random(f"drill {seed} {prompt}")
     task, page = prompt.split("\n", 1)
@@ -44,4 +40,4 @@ def drill(prompt: str, seed: int, hardness: float) -> list[tuple[str, float]]:
         shown = "Copy: " + " ".join(f"[{name}]" for name in names) + "\n>"
         answers *= 2
     rng.shuffle(answers)
-    return [(shown, PROMPT_WEIGHT), ("\n>".join(f" {answer}" for answer in answers) + "\n", 1.0)]
+    return shown, "\n>".join(f" {answer}" for answer in answers) + "\n"

@@ -23,7 +23,6 @@ from dmr_gym.tasks.webshop.play import Page, Play, parse_action, with_history
 from dmr_gym.tasks.webshop.reward import Score, score_purchase
 from dmr_gym.tasks.webshop.rules import Clickables, Rules
 from dmr_gym.tasks.webshop.shop import Shop, open_shop
-from dmr_gym.tasks.webshop.storefront import storefront_of
 
 KEPT_GOALS = 64
 
@@ -84,7 +83,7 @@ class WebShopEngine:
         self._num_prev_actions = read_number("num_prev_actions", num_prev_actions, 0)
         self._fixes = known_fixes.check_fixes(fixes)
         self._shop = _open(data_dir, num_products, index_dir)
-        self._front = storefront_of(self._shop)
+        self._front = self._shop.storefront
         self._display = Display(self._front, observation_mode, show_attributes, self._fixes)
         self._goals, rng_state = self._front.goals(seed, goals)
         self._goal_of = lru_cache(KEPT_GOALS)(self._goals.__getitem__)

@@ -26,12 +26,11 @@ from dmr_gym.tasks.webshop.index_search import QueryTerm, Ranker
 
 __all__ = ["SearchIndex", "build_index"]
 
-_KEPT_RESULTS = 1024
 _KEPT_TERMS = 1 << 16
 
 
 class SearchIndex:
-    """Ranks products by BM25. Immutable, so engines can share it; recent queries are answered from a bounded memory.
+    """Ranks products by BM25. Immutable, so engines can share it; words of recent queries are kept in a bounded memory.
 
     Args:
         arrays: what `build` makes and `open` reads.
@@ -42,7 +41,6 @@ class SearchIndex:
         self._arrays = arrays
         self._folder = folder
         self._ranker = Ranker(arrays)
-        self._results: dict[tuple[str, int], list[int]] = {}
         self._terms: dict[tuple[str, int], QueryTerm | None] = {}
 
     @classmethod
@@ -82,25 +80,19 @@ class SearchIndex:
             k: how many products at most.
 
         Returns:
-            Product numbers, best first, equal scores by asin; only products that have a word of the query
+            Product numbers, best first, equal scores by asin; only products that have a word of the query.
 
         Raises:
             CacheError: a number on disk is impossible, because a file was changed after it was written.
         """
-        result = self._results.get((query, k))
-        if result is None:
-            try:
-                result = self._ranker.rank(self._query_terms(query), k)
-            except (IndexError, ValueError) as error:
-                if self._folder is None:
-                    raise
-                raise CacheError(
-                    f"index {self._folder} is damaged ({error}); delete the folder and build it again"
-                ) from error
-            if len(self._results) >= _KEPT_RESULTS:
-                self._results.clear()
-            self._results[query, k] = result
-        return result.copy()
+        try:
+            return self._ranker.rank(self._query_terms(query), k)
+        except (IndexError, ValueError) as error:
+            if self._folder is None:
+                raise
+            raise CacheError(
+                f"index {self._folder} is damaged ({error}); delete the folder and build it again"
+            ) from error
 
     def _query_terms(self, query: str) -> list[QueryTerm]:
         counts: dict[str, int] = {}  # several times as fast as a Counter for a few words

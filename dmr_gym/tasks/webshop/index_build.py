@@ -39,7 +39,7 @@ def build_index(
         folder: where the files go; made if missing. Its ``index.json`` is written last.
         progress: called after each batch of texts ("texts") and each block of terms ("terms").
         workers: processes that analyse texts beside this one; 0 does it here.
-        batch_characters: size of a batch; memory grows with it, and is less than 1.5 GB with the default.
+        batch_characters: size of a batch; memory grows with it, and with the number of workers.
         dense_from: smallest number of products with which frequent terms get dense rows.
 
     Raises:

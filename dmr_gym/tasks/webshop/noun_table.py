@@ -1,4 +1,4 @@
-"""Title nouns of many products as flat arrays, memory-mapped from disk: about 100 MB for 1.18 million titles.
+"""Title nouns of many products as flat arrays, memory-mapped from disk.
 
 Legend: N titles, M nouns over all titles, V different nouns, B bytes of the vocabulary's text.
 """

@@ -26,6 +26,7 @@ from dmr_gym.tasks.webshop.data_files import (
 if TYPE_CHECKING:
     from dmr_gym.tasks.webshop.index import SearchIndex
     from dmr_gym.tasks.webshop.nouns import TitleNouns
+    from dmr_gym.tasks.webshop.storefront import Storefront
 
 INDEX_FOLDER = ".dmr-gym-index"
 IN_MEMORY_BYTES = 64 << 20
@@ -72,6 +73,7 @@ class Shop:
         self.catalogue = catalogue
         self.source = source
         self._index, self._nouns, self._human = _Once(loaders.index), _Once(loaders.nouns), _Once(loaders.human)
+        self._storefront = _Once(lambda: _make_storefront(self))
 
     @classmethod
     def from_rows(
@@ -111,6 +113,11 @@ class Shop:
     def nouns(self) -> TitleNouns:
         """The nouns of the products' titles."""
         return self._nouns()
+
+    @property
+    def storefront(self) -> Storefront:
+        """What the engines of this shop share."""
+        return self._storefront()
 
     @property
     def human(self) -> Mapping[str, Any] | None:
@@ -219,6 +226,12 @@ def _build_index(catalogue: Catalogue) -> SearchIndex:
     from dmr_gym.tasks.webshop.index import SearchIndex
 
     return SearchIndex.build((product.index_text for product in catalogue), catalogue.asins)
+
+
+def _make_storefront(shop: Shop) -> Storefront:
+    from dmr_gym.tasks.webshop.storefront import Storefront
+
+    return Storefront(shop)
 
 
 def _load_nouns(catalogue: Catalogue, data_dir: Path | None, table_dir: Path | None) -> TitleNouns:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import random
-import threading
-import weakref
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dmr_gym.tasks.webshop.goals import GoalBook
 from dmr_gym.tasks.webshop.pages import ProductPieces
 from dmr_gym.tasks.webshop.rules import MAX_RESULTS
-from dmr_gym.tasks.webshop.shop import Shop
+
+if TYPE_CHECKING:
+    from dmr_gym.tasks.webshop.shop import Shop
 
 KEPT_PRODUCTS = 2048
 KEPT_SEARCHES = 1024
@@ -26,12 +26,11 @@ class SeededGoals(NamedTuple):
 
 
 class Storefront:
-    """Caches of one shop. Use `storefront_of`."""
+    """Caches of one shop, which has them as `Shop.storefront`."""
 
     def __init__(self, shop: Shop) -> None:
         """Begin with empty caches."""
-        # A plain reference would keep every shop alive: storefronts are kept by shop.
-        self._shop: Shop = weakref.proxy(shop)
+        self._shop = shop
         self.pieces = lru_cache(KEPT_PRODUCTS)(self._make_pieces)
         self.search = lru_cache(KEPT_SEARCHES)(self._search)
         self.nouns = lru_cache(KEPT_PRODUCTS)(self._nouns_of)
@@ -51,16 +50,3 @@ class Storefront:
         human = self._shop.human if mode == "human" else None
         book = GoalBook.build(self._shop.catalogue, human, mode, rng)
         return SeededGoals(book, rng.getstate())
-
-
-_STOREFRONTS: weakref.WeakKeyDictionary[Shop, Storefront] = weakref.WeakKeyDictionary()
-_OPENING = threading.Lock()
-
-
-def storefront_of(shop: Shop) -> Storefront:
-    """The one storefront of a shop."""
-    with _OPENING:
-        front = _STOREFRONTS.get(shop)
-        if front is None:
-            front = _STOREFRONTS[shop] = Storefront(shop)
-        return front
