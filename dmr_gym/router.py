@@ -161,6 +161,11 @@ class PrecisionRouter(nn.Module):
         Raises:
             ConfigError: a shape or dtype is wrong, or T exceeds ``max_length``.
         """
+        logits: Tensor = self.head(self.hidden(rows, valid_mask))
+        return logits
+
+    def hidden(self, rows: Tensor, valid_mask: Tensor) -> Tensor:
+        """Return what the head reads, (B, T, d_model), for a policy with a head of its own. Arguments as in `forward`."""
         self._check(rows, valid_mask)
         steps = rows.shape[1]
         order = (valid_mask.cumsum(1) - 1).clamp_min(0)  # (B, T): position among the valid rows
@@ -172,8 +177,8 @@ class PrecisionRouter(nn.Module):
         mask = (causal & valid_mask.unsqueeze(1)) | itself  # (B, T, T)
         for block in self._layers:
             x = block.finish(x, *block.project(x), mask.unsqueeze(1))
-        logits: Tensor = self.head(self.norm(x))
-        return logits
+        states: Tensor = self.norm(x)
+        return states
 
     def last_logits(self, rows: Tensor, valid_mask: Tensor) -> Tensor:
         """Return the (B, P) logits at each history's last valid row (Eq. 4). Arguments as in `forward`."""
