@@ -52,6 +52,8 @@ MACHINE = ("out", "resume", "threads", "device", "compile")
 WORLDS = ("alfworld", "webshop")
 TOKENIZER_EPISODES = {"alfworld": 4000, "webshop": 800}
 POOL = 16
+OTHERS_WEIGHT = 0.5
+"""Loss weight of the answers to further tasks about a page, which are asked more often than agents come to need them."""
 HEAD_DIM = 64
 
 
@@ -131,7 +133,9 @@ def sequences(seed: int, args: Args) -> Iterator[list[tuple[str, float]]]:
         return
     for piece in webshop.demonstration(seed, args.noisy_episodes, args.noise, other_tasks=args.other_tasks):
         if piece.author == "expert":
-            others = [(text, weight) for pair in piece.others for text, weight in zip(pair, (0.0, 1.0), strict=True)]
+            others = [
+                (text, weight) for pair in piece.others for text, weight in zip(pair, (0.0, OTHERS_WEIGHT), strict=True)
+            ]
             yield [(piece.prompt, args.observation_weight), (piece.answer, 1.0), *others]
 
 

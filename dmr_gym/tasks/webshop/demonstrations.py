@@ -153,15 +153,17 @@ def _asked_otherwise(seed: int, prompt: str, task: WebshopTask, count: int) -> t
     count = count if view.body else count // 3  # the start page shows nothing to choose from
     wanted = [each for asin in task.links.values() for each in by_asin.get(asin, ())]
     alike = by_query[goal.query]
-    chosen = chance.sample(wanted, (count + 1) // 2)
-    chosen += chance.sample(alike, count - len(chosen))
+    is_item = view.summary.startswith("item")
+    chosen = chance.sample(wanted, count - 1 if is_item else (count + 1) // 2)
+    # On the page of a product that nearly nobody wants, an agent would learn to go back whatever is asked.
+    chosen += chance.sample(alike, min(count - len(chosen), (len(chosen) + 1) // 2) if is_item else count - len(chosen))
     page = prompt.partition("\n")[2].rpartition("\nTask: ")[0]
     tails = {}
     for text, other in {each.instruction_text: each for each in chosen}.items():
         request = f"Task: {text}"
         action = expert_for(other).act(f"{request}\n{page}\n{request}\n>")
         # Whoever does not want the product shown would not have come here, so all that the expert knows is to go back.
-        is_at_home = not view.summary.startswith("item") or other.asin.lower() in task.links.values()
+        is_at_home = not is_item or other.asin.lower() in task.links.values()
         if text != goal.instruction_text and (is_at_home or action == "click[< prev]"):
             tails[f"{request}\n>"] = short_answer(action)
     return tuple(tails.items())
