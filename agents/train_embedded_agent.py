@@ -53,7 +53,7 @@ WORLDS = ("alfworld", "webshop")
 TOKENIZER_EPISODES = {"alfworld": 4000, "webshop": 800}
 POOL = 16
 OTHERS_WEIGHT = 0.5
-"""Loss weight of the answers to further tasks about a page, which are asked more often than agents come to need them."""
+"""Loss weight of the answers to further tasks about a page, which are asked more often than an agent needs them."""
 HEAD_DIM = 64
 
 
@@ -114,7 +114,7 @@ class Args:
             value = getattr(self, name)
             if value < 0 or (value and self.world != "webshop"):
                 option_name = f"--{name.replace('_', '-')}"
-                raise ConfigError(f"{option_name} is a number for --world webshop; got {value} in {self.world}")
+                raise ConfigError(f"{option_name} must be at least 0, and 0 but for --world webshop; got {value}")
 
 
 # ---------------------------------------------------------------- data

@@ -23,7 +23,7 @@ def tokenizer() -> Tokenizer:
 def test_a_products_number_is_one_piece_behind_a_bracket(tokenizer: Tokenizer, text: str) -> None:
     """On a page and in an answer, so it can be copied at once; behind a space it is another single piece."""
     assert "37" in tokenizer.encode(text).tokens
-    assert tokenizer.encode("was item 37: click").tokens[2] == "Ġ37"
+    assert "Ġ37" in tokenizer.encode("was item 37: click").tokens
 
 
 @pytest.mark.parametrize("text", ["b000", "Größe 7½\n\n [x]", TEXT])
