@@ -1,6 +1,6 @@
 # Every target sets up .venv by itself, again whenever pyproject.toml or constraints.txt has changed.
 #
-#   make demo    collect, train and evaluate a router on the embedded world
+#   make demo    collect, train and evaluate a router in both embedded worlds (WORLD=alfworld or webshop: in one)
 #   make test    the fast tests (make test-all: every test)
 #
 # PYTHON=python3.12 picks the interpreter of a new .venv. TORCH_ARGS is handed to the call of pip that installs PyTorch,
@@ -18,14 +18,14 @@ KEY := $(shell cat pyproject.toml constraints.txt | cksum | cut -d ' ' -f 1)
 READY_TRAIN := $(VENV)/.ready-train-$(KEY)
 READY_DEV := $(VENV)/.ready-dev-$(KEY)
 RUN := runs/demo
-WORLD ?= alfworld
+WORLD ?= alfworld webshop
 
 .PHONY: help demo test test-all lint format bench wheel clean distclean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-demo: $(READY_TRAIN)  ## set up, then collect, train and evaluate a router on the embedded ALFWorld
+demo: $(READY_TRAIN)  ## set up, then collect, train and evaluate a router in both embedded worlds
 	@$(PY) agents/demo.py --out $(RUN) --world $(WORLD)
 
 test: $(READY_DEV)  ## the fast tests

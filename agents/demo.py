@@ -4,6 +4,7 @@ Each stage is one of the recipes beside this file, started with the command line
 run again with other options. All stages share one completion cache; a demo that was interrupted goes on quickly.
 
     python agents/demo.py --out runs/demo
+    python agents/demo.py --out runs/demo --world webshop
     python agents/demo.py --out runs/demo --world toy --tasks 32 --evaluation-tasks 32    (some seconds)
 """
 
@@ -19,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 RECIPES = Path(__file__).resolve().parent
-WORLDS = {"alfworld": "DMR-ALFWorld-v0", "toy": "DMR-Toy-v0"}
+WORLDS = {"alfworld": "DMR-ALFWorld-v0", "webshop": "DMR-WebShop-v0", "toy": "DMR-Toy-v0"}
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -27,8 +28,14 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     add = parser.add_argument
     add("--out", type=Path, default=Path("runs/demo"), metavar="DIR", help="folder of the run (default: %(default)s)")
-    add("--world", choices=list(WORLDS), default="alfworld", help="which registered id (default: %(default)s)")
-    add("--config", type=Path, metavar="FILE", help="the environment's keywords as TOML (default: those of the id)")
+    add(
+        "--world",
+        nargs="+",
+        choices=list(WORLDS),
+        default=["alfworld", "webshop"],
+        help="one world or more (default: alfworld webshop)",
+    )
+    add("--config", type=Path, metavar="FILE", help="a world's keywords as TOML (default: those of its registered id)")
     add("--tasks", type=int, default=320, metavar="N", help="training tasks (default: %(default)s)")
     add(
         "--evaluation-tasks",
@@ -46,13 +53,18 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the three stages and say where their results lie."""
     args = parse_args(argv)
+    if args.config is not None and len(args.world) > 1:
+        sys.exit("--config is for one world: name it with --world")
     began = time.perf_counter()
-    play(args.world, args)
+    for world in args.world:
+        play(world, args)
     print(f"\nDone in {(time.perf_counter() - began) / 60:.1f} minutes.")
-    out = args.out / args.world
-    print(f"accuracy and latency:  {out / 'evaluation' / 'accuracy_latency.png'}")
-    print(f"KL of each step:       {out / 'kl' / 'kl_histogram.png'}")
-    print(f"training curves:       tensorboard --logdir {out / 'kl-st' / 'tensorboard'}")
+    for world in args.world:
+        out = args.out / world
+        print(f"\n{WORLDS[world]}")
+        print(f"accuracy and latency:  {out / 'evaluation' / 'accuracy_latency.png'}")
+        print(f"KL of each step:       {out / 'kl' / 'kl_histogram.png'}")
+        print(f"training curves:       tensorboard --logdir {out / 'kl-st' / 'tensorboard'}")
 
 
 def play(world: str, args: argparse.Namespace) -> None:

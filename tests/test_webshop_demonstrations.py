@@ -140,7 +140,7 @@ def test_mistakes_on_simple_pages(action: str, page: str, possible: set[str]) ->
 
 def test_mistakes_on_results_stand_before_the_right_product() -> None:
     """The expert, who goes on after the product it has left, finds the right one from there."""
-    prompt = 'Task: tea\nStep 2\nresults 1 "tea"\n[1] $1.0 A\n[2] $1.0 B\n[3] $1.0 C\n[x]\n>'
+    prompt = 'Task: tea\nStep 2\nresults 1 "tea"\n[1] $1.0 A\n[2] $1.0 B\n[3] $1.0 C\n[x]\nTask: tea\n>'
     seen = {_mistake(Chance(f"{number}"), "click[2]", prompt, ()) for number in range(200)}
     assert "click[1]" in seen
     assert not seen & {"click[3]"}
@@ -154,3 +154,39 @@ def test_mistakes_on_items_choose_another_value_of_the_same_option() -> None:
     seen = {_mistake(Chance(f"{number}"), "click[1 lb]", prompt, ("1 lb", "rose")) for number in range(200)}
     pages = {"click[description]", "click[features]", "click[reviews]"}
     assert seen == {"click[2 lb]", "click[1]", "click[any rose]", "click[search]", *pages}
+
+
+def test_further_tasks_change_nothing_else() -> None:
+    """The episode is the one without them; at most so many are asked on a page, each once, never the task itself."""
+    for seed in (3, 13):
+        asked = list(demonstration(seed, 1.0, 0.3, other_tasks=4))
+        assert [piece._replace(others=()) for piece in asked] == list(demonstration(seed, 1.0, 0.3))
+        assert any(len(piece.others) >= 3 for piece in asked)
+        for piece in asked:
+            tails = [tail for tail, _ in piece.others]
+            assert len(tails) == len(set(tails)) <= 4
+            assert all(tail not in piece.prompt for tail in tails)
+
+
+def test_further_tasks_are_answered_from_the_page_they_are_asked_about() -> None:
+    """Each begins as a prompt ends, and its answer is a search, a button of the page, or a name that it shows."""
+    for seed in (3, 13):
+        for piece in demonstration(seed, 1.0, 0.3, other_tasks=4):
+            for tail, answer in piece.others:
+                assert re.fullmatch(r"Task: [^\n]+\n>", tail)
+                assert ANSWER.fullmatch(answer)
+                if answer.startswith(" click"):
+                    assert f"[{answer.strip()[6:-1]}]" in piece.prompt
+
+
+def test_nobody_buys_on_the_page_of_a_product_for_another_task() -> None:
+    """On an item's page a further task either wants this product, or its answer is the way back."""
+    answers = {
+        answer
+        for seed in range(20)
+        for piece in demonstration(seed, other_tasks=4)
+        if re.search(r"^item \d+$", piece.prompt, re.MULTILINE)
+        for _, answer in piece.others
+    }
+    assert " click[< prev]\n" in answers
+    assert len(answers) > 10
