@@ -143,7 +143,7 @@ def train_tokenizer(args: Args, episodes: int | None = None) -> PreTrainedTokeni
     """The tokenizer of a world, trained on demonstrations that no batch has."""
     demonstrations = (sequences(-1 - index, args) for index in range(episodes or TOKENIZER_EPISODES[args.world]))
     texts = ["".join(text for text, _ in sequence) for sequence in itertools.chain.from_iterable(demonstrations)]
-    tokenizer = agent_tokenizer.train_tokenizer(texts, args.vocab_size, shop=args.world == "webshop")
+    tokenizer = agent_tokenizer.train_tokenizer(texts, args.vocab_size)
     end = agent_tokenizer.END_OF_TEXT
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=end, pad_token=end)
 

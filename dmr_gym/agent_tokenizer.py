@@ -5,8 +5,6 @@ No piece spans two words or numbers, a space belongs to what follows it, and bra
 
 from __future__ import annotations
 
-import re
-from collections import Counter
 from collections.abc import Sequence
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -17,20 +15,16 @@ END_OF_TEXT = "<|endoftext|>"
 WORDS = r" ?[\[\]]| ?\p{L}+| ?\p{N}+|\n| ?[^\s\p{L}\p{N}\[\]]+|\s"
 """Matches what no piece of the vocabulary may span."""
 
-_NUMBERS = range(1, 41)
+_NUMBERS = range(1, 51)
 _NUMBER_COUNT = 100
-_BRACKETED_SHARE = 4
-_RESULTS = range(1, 51)
 
 
-def train_tokenizer(texts: Sequence[str], vocab_size: int, shop: bool = False) -> Tokenizer:
+def train_tokenizer(texts: Sequence[str], vocab_size: int) -> Tokenizer:
     """Train the tokenizer on a world's texts; the same texts give the same one.
 
     Args:
-        texts: prompts with their answers. Numbers from 1 to 40 are added, so that each is a token.
+        texts: prompts with their answers. Numbers from 1 to 50 are added, so that each is a token behind a space.
         vocab_size: entries, the 256 bytes and `END_OF_TEXT` included.
-        shop: whether texts are a shop's: its words and the numbers of its results are added behind a bracket, where
-            no space begins them.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -47,13 +41,5 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int, shop: bool = False) -
         show_progress=False,
     )
     numbers = "".join(f" {number}" for number in _NUMBERS)
-    texts = [*texts, *[numbers] * _NUMBER_COUNT]
-    tokenizer.train_from_iterator([*texts, *_shop_texts(texts)] if shop else texts, trainer)
+    tokenizer.train_from_iterator([*texts, *[numbers] * _NUMBER_COUNT], trainer)
     return tokenizer
-
-
-def _shop_texts(texts: Sequence[str]) -> list[str]:
-    """Words behind brackets, a quarter as often as behind spaces, and the numbers of results, with and without."""
-    words = Counter(word for text in texts for word in re.findall(r" ([a-z]{2,})", text))
-    bracketed = [f"[{word}]" * (count // _BRACKETED_SHARE) for word, count in words.items()]
-    return bracketed + [f"[{number}] {number}" for number in _RESULTS] * _NUMBER_COUNT

@@ -22,7 +22,7 @@ from dmr_gym.tasks.webshop.panels import EMBEDDED_GOAL_SEED, embedded_goals
 from dmr_gym.tasks.webshop.shop_style import draw_style
 from dmr_gym.tasks.webshop.task import WebshopTask
 
-ANSWER = re.compile(r" (click|search)\[[^\n]+\]\n")
+ANSWER = re.compile(r" (click|search)\[ [^\n]+\]\n")
 
 
 @pytest.fixture(scope="module")
@@ -140,17 +140,17 @@ def test_mistakes_on_simple_pages(action: str, page: str, possible: set[str]) ->
 
 def test_mistakes_on_results_stand_before_the_right_product() -> None:
     """The expert, who goes on after the product it has left, finds the right one from there."""
-    prompt = 'Task: tea\nStep 2\nresults 1 "tea"\n[1] $1.0 A\n[2] $1.0 B\n[3] $1.0 C\n[x]\nTask: tea\n>'
+    prompt = 'Task: tea\nStep 2\nresults 1 "tea"\n[ 1] $1.0 A\n[ 2] $1.0 B\n[ 3] $1.0 C\n[x]\nTask: tea\n>'
     seen = {_mistake(Chance(f"{number}"), "click[2]", prompt, ()) for number in range(200)}
     assert "click[1]" in seen
     assert not seen & {"click[3]"}
     assert "click[back to search]" in seen
-    assert any(action[6:-1].isdigit() and f"[{action[6:-1]}]" not in prompt for action in seen)
+    assert any(action[6:-1].isdigit() and f"[ {action[6:-1]}]" not in prompt for action in seen)
 
 
 def test_mistakes_on_items_choose_another_value_of_the_same_option() -> None:
     """No wanted value is chosen in the wrong place; needless pages are opened; values are cut short."""
-    prompt = "Task: tea\nStep 2\nitem 1\n$1.0\nTea\nsize: [1 lb] [2 lb]\nflavor: [rose] [mint]\n[buy now]\n>"
+    prompt = "Task: tea\nStep 2\nitem 1\n$1.0\nTea\nsize: [ 1 lb] [ 2 lb]\nflavor: [ rose] [ mint]\n[buy now]\n>"
     seen = {_mistake(Chance(f"{number}"), "click[1 lb]", prompt, ("1 lb", "rose")) for number in range(200)}
     pages = {"click[description]", "click[features]", "click[reviews]"}
     assert seen == {"click[2 lb]", "click[1]", "click[any rose]", "click[search]", *pages}
@@ -176,7 +176,7 @@ def test_further_tasks_are_answered_from_the_page_they_are_asked_about() -> None
                 assert re.fullmatch(r"Task: [^\n]+\n>", tail)
                 assert ANSWER.fullmatch(answer)
                 if answer.startswith(" click"):
-                    assert f"[{answer.strip()[6:-1]}]" in piece.prompt
+                    assert answer.strip()[5:] in piece.prompt
 
 
 def test_nobody_buys_on_the_page_of_a_product_for_another_task() -> None:
@@ -188,5 +188,5 @@ def test_nobody_buys_on_the_page_of_a_product_for_another_task() -> None:
         if re.search(r"^item \d+$", piece.prompt, re.MULTILINE)
         for _, answer in piece.others
     }
-    assert " click[< prev]\n" in answers
+    assert " click[ < prev]\n" in answers
     assert len(answers) > 10

@@ -31,9 +31,9 @@ def answer(request: Request) -> str:
         return " dance\n"
     if "\nsearch[...]\n" in prompt:
         return f" search[{prompt.split()[4]} mix]\n"
-    if "[buy now]" in prompt:
+    if "[ buy now]" in prompt:
         return " click[buy now]\n"
-    product = re.search(r"^\[(\d+)\] \$", prompt, re.MULTILINE)
+    product = re.search(r"^\[ (\d+)\] \$", prompt, re.MULTILINE)
     return f" click[{product[1]}]\n" if product else " click[back to search]\n"
 
 

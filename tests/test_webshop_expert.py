@@ -14,20 +14,20 @@ EXPERT = ShoppingExpert(("memory foam", "non slip", "wide fit"), ("navy blue", "
 CORE = "non slip, wide fit men's slippers with memory foam"
 RESULTS = f'results 1 "{CORE}"'
 LISTINGS = """
-[1] $12.0 Bramley Non Slip Wide Fit Women's Slippers With Memory Foam
-[2] $45.5 Bramley Non Slip Wide Fit Men's Slippers With Memory Foam
-[3] $10.0 to $50.0 Corvane Wide Fit Non Slip Men's Slippers
-[4] $39.99 Corvane Wide Fit Non Slip Memory Foam Men's Slippers
-[5] $20.0 Tamsin Wide Fit Men's Slippers
-[back to search] [next >]""".strip()
+[ 1] $12.0 Bramley Non Slip Wide Fit Women's Slippers With Memory Foam
+[ 2] $45.5 Bramley Non Slip Wide Fit Men's Slippers With Memory Foam
+[ 3] $10.0 to $50.0 Corvane Wide Fit Non Slip Men's Slippers
+[ 4] $39.99 Corvane Wide Fit Non Slip Memory Foam Men's Slippers
+[ 5] $20.0 Tamsin Wide Fit Men's Slippers
+[ back to search] [ next >]""".strip()
 ITEM = """item 4
 $39.99
 Corvane Wide Fit Non Slip Memory Foam Men's Slippers
-color: [black] [navy blue]
-size: [8] [9] [9.5]
-[back to search] [< prev] [description] [features] [reviews] [buy now]"""
+color: [ black] [ navy blue]
+size: [ 8] [ 9] [ 9.5]
+[ back to search] [ < prev] [ description] [ features] [ reviews] [ buy now]"""
 PLAIN_ITEM = ITEM.replace(" Memory Foam", "")
-FEATURES = "features of item 4\n{text}\n[back to search] [< prev]"
+FEATURES = "features of item 4\n{text}\n[ back to search] [ < prev]"
 
 
 def prompt(page: str, *history: str) -> str:
@@ -38,7 +38,7 @@ def prompt(page: str, *history: str) -> str:
 def test_prompt_is_taken_apart() -> None:
     """Task, history, summary and body are found; keywords may hold what separates other parts."""
     history = 'was start: search[x: [y]]\nwas results 1 "x: [y]": click[b]'
-    text = f"Task: a: b\nStep 3\n{history}\nitem b\n$1.0\nT\n[buy now]\nTask: a: b\n>"
+    text = f"Task: a: b\nStep 3\n{history}\nitem b\n$1.0\nT\n[ buy now]\nTask: a: b\n>"
     assert read_prompt(text) == View(
         "a: b", (Past("start", "search[x: [y]]"), Past('results 1 "x: [y]"', "click[b]")), "item b", ("$1.0", "T")
     )
@@ -84,13 +84,13 @@ def test_last_page_takes_what_has_the_right_type_and_price() -> None:
     page = f"{RESULTS}\n{LISTINGS}".replace("results 1", "results 3").replace("Memory Foam", "")
     assert EXPERT.act(prompt(page, "item 4: click[< prev]")) == "click[5]"
     assert EXPERT.act(prompt(page, "item 5: click[< prev]")) == "click[back to search]"
-    start = prompt("start\nsearch[...]", f'results 3 "{CORE}": click[back to search]')
+    start = prompt("start\nsearch[...]", f'results 3 "{CORE}": click[ back to search]')
     assert EXPERT.act(start) == "search[men's slippers]"
 
 
 def test_item_is_left_when_a_value_is_not_offered() -> None:
     """Size 9 is gone; 9.5 is not 9."""
-    assert EXPERT.act(prompt(ITEM.replace(" [9]", ""), f"{RESULTS}: click[4]")) == "click[< prev]"
+    assert EXPERT.act(prompt(ITEM.replace(" [ 9]", ""), f"{RESULTS}: click[4]")) == "click[< prev]"
 
 
 def test_item_is_left_when_type_or_price_is_wrong() -> None:
@@ -119,21 +119,21 @@ def test_values_are_chosen_in_page_order_and_then_bought() -> None:
 def test_features_are_read_when_the_title_lacks_an_attribute() -> None:
     """Found there, the choice goes on; told nowhere, the search begins again after this product."""
     assert EXPERT.act(prompt(PLAIN_ITEM, f"{RESULTS}: click[4]")) == "click[features]"
-    step = "item 4: click[features]"
+    step = "item 4: click[ features]"
     told = FEATURES.format(text="wide fit and non slip\nmade with memory foam")
     assert EXPERT.act(prompt(told, step)) == "click[< prev]"
-    back = "features of item 4: click[< prev]"
+    back = "features of item 4: click[ < prev]"
     assert EXPERT.act(prompt(PLAIN_ITEM, step, back)) == "click[navy blue]"
     assert EXPERT.act(prompt(FEATURES.format(text="wide fit and non slip"), step)) == "click[back to search]"
-    again = ("features of item 4: click[back to search]", f"start: search[{CORE}]")
+    again = ("features of item 4: click[ back to search]", f"start: search[{CORE}]")
     assert EXPERT.act(prompt(f"{RESULTS}\n{LISTINGS}", *again)) == "click[next >]"
 
 
 def test_needless_pages_are_left() -> None:
     """Description and reviews decide nothing; afterwards the values are chosen from the first on."""
-    page = "reviews of item 4\n[back to search] [< prev]"
+    page = "reviews of item 4\n[ back to search] [ < prev]"
     assert EXPERT.act(prompt(page, "item 4: click[reviews]")) == "click[< prev]"
-    past = ("item 4: click[reviews]", "reviews of item 4: click[< prev]")
+    past = ("item 4: click[ reviews]", "reviews of item 4: click[ < prev]")
     assert EXPERT.act(prompt(ITEM, *past)) == "click[navy blue]"
 
 
@@ -143,7 +143,7 @@ def test_requests_of_the_script_are_served_by_values_alone() -> None:
     expert = ShoppingExpert(("wide fit",), ("black", "9"), "men's slippers")
     page = f"{RESULTS}\n{LISTINGS}"
     assert expert.act(prompt(page, "start: search[x]").replace(TASK, task)) == "click[1]"
-    page = prompt(page, "item 3: click[< prev]").replace(TASK, task)
+    page = prompt(page, "item 3: click[ < prev]").replace(TASK, task)
     assert expert.act(page) == "click[5]"
     item = ITEM.replace("39.99", "29.99").replace("Slippers", "Mat")
     assert expert.act(prompt(item, f"{RESULTS}: click[4]").replace(TASK, task)) == "click[black]"

@@ -60,9 +60,9 @@ FEATURES = PageView(
             "Step 2\n"
             "was start: search[gluten free snack bar]\n"
             'results 2 "gluten free snack bar"\n'
-            "[11] $24.99 oat & co gluten free snack bar\n"
-            "[12] $3.0 to $10.0 plain bar\n"
-            "[back to search] [< prev] [next >]\n"
+            "[ 11] $24.99 oat & co gluten free snack bar\n"
+            "[ 12] $3.0 to $10.0 plain bar\n"
+            "[ back to search] [ < prev] [ next >]\n"
             f"Task: {GOAL}\n>",
         ),
         (
@@ -74,31 +74,31 @@ FEATURES = PageView(
             "item 11\n"
             "$24.99\n"
             "oat & co gluten free snack bar\n"
-            "flavor name: [cocoa] [sea salt]\n"
-            "size: [8 ounce (pack of 2)] odd [8]\n"
+            "flavor name: [ cocoa] [ sea salt]\n"
+            "size: [ 8 ounce (pack of 2)] odd [ 8]\n"
             "color:\n"
-            "[back to search] [< prev] [description] [features] [reviews] [buy now]\n"
+            "[ back to search] [ < prev] [ description] [ features] [ reviews] [ buy now]\n"
             f"Task: {GOAL}\n>",
         ),
         (
             4,
-            [('results 1 "gluten free snack bar"', "click[11]"), ("item 11", "click[features]")],
+            [('results 1 "gluten free snack bar"', "click[11]"), ("item 11", "click[ features]")],
             FEATURES,
             f"Task: {GOAL}\n"
             "Step 4\n"
             'was results 1 "gluten free snack bar": click[11]\n'
-            "was item 11: click[features]\n"
+            "was item 11: click[ features]\n"
             "features of item 11\n"
             "gluten free and ready to eat\n"
             "made with real cocoa\n"
-            "[back to search] [< prev]\n"
+            "[ back to search] [ < prev]\n"
             f"Task: {GOAL}\n>",
         ),
         (
             5,
             [],
             PageView(page_summary("reviews", NUMBER), text_body([]), ("back to search", "< prev")),
-            f"Task: {GOAL}\nStep 5\nreviews of item 11\n[back to search] [< prev]\nTask: {GOAL}\n>",
+            f"Task: {GOAL}\nStep 5\nreviews of item 11\n[ back to search] [ < prev]\nTask: {GOAL}\n>",
         ),
         (6, [], PageView(page_summary("done", NUMBER)), f"Task: {GOAL}\nStep 6\nbought item 11\nTask: {GOAL}\n>"),
     ],
@@ -112,9 +112,9 @@ def test_short_prompt_is_exact(number: int, history: list[tuple[str, str]], view
 def test_products_looked_at_and_options_chosen_are_marked() -> None:
     """A visited product is "seen", and a chosen value stands behind "="."""
     products = [("1", "$1.0", "tea"), ("2", "$2.0", "bar")]
-    assert results_body(products, {"1"}) == ("seen [1] $1.0 tea", "[2] $2.0 bar")
+    assert results_body(products, {"1"}) == ("seen [ 1] $1.0 tea", "[ 2] $2.0 bar")
     options, chosen = [("size", ["s", "m"]), ("color", ["red"])], {"size": "m"}
-    assert item_body("$1.0", "tea", options, ["s", "m", "red"], chosen)[2:] == ("size: [s] [m] = m", "color: [red]")
+    assert item_body("$1.0", "tea", options, ["s", "m", "red"], chosen)[2:] == ("size: [ s] [ m] = m", "color: [ red]")
 
 
 def test_short_prompt_keeps_the_task_on_one_line() -> None:
@@ -125,11 +125,11 @@ def test_short_prompt_keeps_the_task_on_one_line() -> None:
 def test_long_page_parts_are_cut_at_words() -> None:
     """Titles, keywords, values and texts have an end, so that a prompt has one."""
     title = "word " * 30
-    assert results_body([("1", "$1.0", title)]) == (f"[1] $1.0 {('word ' * 24).strip()}",)
+    assert results_body([("1", "$1.0", title)]) == (f"[ 1] $1.0 {('word ' * 24).strip()}",)
     assert page_summary("results", keywords="k" * 200) == f'results 1 "{"k" * 120}"'
     values = [str(number) for number in range(50)]
     [_, line] = item_body("$1.0", "", [("size", values)], values)
-    assert line == "size: " + " ".join(f"[{number}]" for number in range(40))
+    assert line == "size: " + " ".join(f"[ {number}]" for number in range(40))
     assert text_body(["a" * 300, "b " * 100, "c"]) == ("a" * 300, ("b " * 50).strip())
     assert sum(map(len, text_body(["ab " * 30] * 20))) <= 400
 

@@ -65,12 +65,12 @@ GOLDEN = [
         "Step 2\n"
         "was start: search[snack bar]\n"
         'results 1 "snack bar"\n'
-        "[1] $1004.5 oat & co gluten free snack bar\n"
-        "[back to search] [next >]\n"
+        "[ 1] $1004.5 oat & co gluten free snack bar\n"
+        "[ back to search] [ next >]\n"
         f"Task: {BAR_GOAL}\n>",
     ),
     (
-        "click[features]",
+        "click[ features]",
         f"Task: {BAR_GOAL}\n"
         "Step 3\n"
         "was start: search[snack bar]\n"
@@ -78,21 +78,21 @@ GOLDEN = [
         "item 1\n"
         "$1004.5\n"
         "oat & co gluten free snack bar\n"
-        "flavor name: [cocoa] [sea salt]\n"
-        "size: [8 ounce (pack of 2)] odd [8]\n"
-        "[back to search] [< prev] [description] [features] [reviews] [buy now]\n"
+        "flavor name: [ cocoa] [ sea salt]\n"
+        "size: [ 8 ounce (pack of 2)] odd [ 8]\n"
+        "[ back to search] [ < prev] [ description] [ features] [ reviews] [ buy now]\n"
         f"Task: {BAR_GOAL}\n>",
     ),
     (
-        "click[< prev]",
+        "click[ < prev]",
         f"Task: {BAR_GOAL}\n"
         "Step 4\n"
         'was results 1 "snack bar": click[1]\n'
-        "was item 1: click[features]\n"
+        "was item 1: click[ features]\n"
         "features of item 1\n"
         "gluten free and ready\n"
         "made with cocoa\n"
-        "[back to search] [< prev]\n"
+        "[ back to search] [ < prev]\n"
         f"Task: {BAR_GOAL}\n>",
     ),
 ]

@@ -10,7 +10,7 @@ page, and what can be done on it. `short_prompt` is plain text of few tokens, fo
     features of item 3
     gluten free and ready to eat
     made with real cocoa
-    [back to search] [< prev]
+    [ back to search] [ < prev]
     Task: i need a gluten free snack bar with cocoa flavor, and price lower than 30.00 dollars
     >
 
@@ -20,12 +20,13 @@ the page in mind. Products looked at and options chosen are marked, as WebShop's
 Products go by their place among the results, from 1 on the first page of them: WebShop's links, ten letters and digits
 each, would be most of what a small model has to read, remember and copy. An answer may name either.
 
-Whatever can be clicked stands in brackets without a space inside, so that its first token is that of the answer
-``click[...]``; byte-pair pieces differ after a space. The page is in lower case, as actions are and tasks nearly
-always, so that a word of the task and the same word of a title are the same tokens. The prompt ends with ">" and no
-space; the answer is one line, see `dmr_gym.prompts.webshop_answers.short_answer`. It does not show all of a page: 120
-characters of a title and of the keywords, 40 values of an option, 400 characters of a sub-page (`MAX_TITLE_CHARS` and
-the constants after it), no ratings, no number of results, and of earlier pages only their summary.
+Whatever can be clicked stands in brackets behind a space, and so it stands in the answer, ``click[ sea salt]``: pieces
+of byte pairs differ behind a space, and this way a value has the same tokens in the task, on the page and in the
+answer. The page is in lower case, as actions are and tasks nearly always, so that a word of the task and the same word
+of a title are the same tokens. The prompt ends with ">" and no space; the answer is one line, see
+`dmr_gym.prompts.webshop_answers.short_answer`. It does not show all of a page: 120 characters of a title and of the
+keywords, 40 values of an option, 400 characters of a sub-page (`MAX_TITLE_CHARS` and the constants after it), no
+ratings, no number of results, and of earlier pages only their summary.
 
 `chat_prompt` is one user message for models from a hub, built as the instructions of verl-agent (Feng et al., 2025)
 are, in other words; the answer stands in ``<action></action>`` after reasoning in ``<think></think>``. It shows pages
@@ -111,7 +112,7 @@ def results_body(products: Iterable[tuple[str, str, str]], visited: Collection[s
     """
     lines = []
     for number, price, title in products:
-        line = f"[{number}] {price} {cut(title, MAX_TITLE_CHARS)}".rstrip()
+        line = f"[ {number}] {price} {cut(title, MAX_TITLE_CHARS)}".rstrip()
         lines.append(f"seen {line}" if number in visited else line)
     return tuple(lines)
 
@@ -136,7 +137,7 @@ def item_body(
     known = frozenset(clickables)
     lines = [price, cut(title, MAX_TITLE_CHARS)]
     for name, values in options:
-        shown = (f"[{value}]" if value in known else _one_line(value) for value in values[:MAX_VALUES])
+        shown = (f"[ {value}]" if value in known else _one_line(value) for value in values[:MAX_VALUES])
         mark = f" = {_one_line(chosen[name])}" if name in chosen else ""
         lines.append(f"{_one_line(name)}: {' '.join(shown)}".rstrip() + mark)
     return tuple(line for line in lines if line)
@@ -171,7 +172,7 @@ def short_prompt(goal: str, number: int, history: Iterable[tuple[str, str]], vie
     lines = [f"Task: {_one_line(goal)}", f"Step {number}"]
     lines += [f"was {summary}: {action}" for summary, action in history]
     lines.append(view.text.lower())
-    buttons = [f"[{button}]" for button in view.buttons]
+    buttons = [f"[ {button}]" for button in view.buttons]
     if view.has_search_bar:
         buttons.insert(0, "search[...]")
     if buttons:

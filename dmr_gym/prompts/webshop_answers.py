@@ -20,9 +20,10 @@ _FOREIGN = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf9
 def short_answer(action: str) -> str:
     """An action as a model of the style "short" says it: one line behind a space.
 
-    The words of a search stand behind a space too, as they do in the task, so that the first of them is the same token.
+    What is in the brackets stands behind a space too, as it does in the task and on the page, so that its first word is
+    the same token.
     """
-    return f" {action.replace('search[', 'search[ ', 1) if action.startswith('search[') else action}\n"
+    return f" {action.replace('[', '[ ', 1)}\n"
 
 
 class Reading(NamedTuple):
@@ -51,7 +52,7 @@ def read_completion(
     In the style "chat" exactly one ``<action></action>`` is expected, reasoning in ``<think></think>``, and no CJK
     ideographs, as verl-agent has it; ours refuses rarer ideographs, kana and hangul too. Tags are found in any case. In
     the style "short" the first line that is not blank counts, without a leading ">" or "Action:"; ``<action></action>``
-    is read too, and spaces around the words of a search count for nothing, see `short_answer`. An action is WebShop's:
+    is read too, and spaces just inside the brackets count for nothing, see `short_answer`. An action is WebShop's:
     a name, then an argument up to the last "]"; what follows is ignored. Letters become lower case, control characters
     U+FFFD, and what exceeds `MAX_ACTION_CHARS` is cut off.
 
@@ -72,7 +73,7 @@ def read_completion(
     line = _first_line(text)
     match = (_ACTION_WITH_BRACKETS if fix_brackets else _ACTION).match(line)
     name, argument = match.groups() if match else ("", "")
-    if style == "short" and name == "search":
+    if style == "short":
         argument = argument.strip()
     if name in STEP_TYPES and argument:
         return Reading(f"{name}[{argument}]", name, reason)

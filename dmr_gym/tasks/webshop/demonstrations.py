@@ -34,9 +34,9 @@ HARD = 0.6
 GOAL_TRIES = 10
 """So many goals are drawn for such a demonstration at most."""
 
-_NUMBER = re.compile(r"\[(\d+)\]")
+_NUMBER = re.compile(r"\[ (\d+)\]")
 _MOST_RESULTS = 50
-_VALUE = re.compile(r"\[([^\[\]]+)\]")
+_VALUE = re.compile(r"\[ ([^\[\]]+)\]")
 
 _PRODUCTS = (200, 300)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 import re
 
-_NAMES = re.compile(r"\[(?!back to|< prev|next >|description|features|reviews|buy now)([^\[\]\n]+)\]")
+_NAMES = re.compile(r"\[ (?!back to|< prev|next >|description|features|reviews|buy now)([^\[\]\n]+)\]")
 _SPANS = 3
 _SPAN_WORDS = (2, 6)
 
@@ -32,12 +32,12 @@ def drill(prompt: str, seed: int, hardness: float) -> tuple[str, str]:
     names = list(dict.fromkeys([*_NAMES.findall(page), spans[0]]))
     rng.shuffle(names)
     names = names[: 2 + round(hardness * rng.random() * len(names))]
-    answers = [f"click[{name}]" for name in names]
+    answers = [f"click[ {name}]" for name in names]
     if rng.random() < hardness:
         shown = f"Copy{prompt.removeprefix('Task')}"
         answers = [answer for answer in answers if spans[0] not in answer] + [f"search[ {span}]" for span in spans]
     else:
-        shown = "Copy: " + " ".join(f"[{name}]" for name in names) + "\n>"
+        shown = "Copy: " + " ".join(f"[ {name}]" for name in names) + "\n>"
         answers *= 2
     rng.shuffle(answers)
     return shown, "\n>".join(f" {answer}" for answer in answers) + "\n"

@@ -30,7 +30,7 @@ LAST_PAGE = 3
 _CAP = re.compile(r"price lower than (\d+(?:\.\d+)?) dollars")
 _PRICE_TEXT = re.compile(r",? and price lower than ")
 _SYNTHETIC = "Find me "  # how all instructions of WebShop's script begin; customers write in lower case
-_RESULT = re.compile(r"\[([^\[\]]+)\] \$(\d+(?:\.\d+)?)(?: to \$\d+(?:\.\d+)?)? (.*)")
+_RESULT = re.compile(r"\[ ([^\[\]]+)\] \$(\d+(?:\.\d+)?)(?: to \$\d+(?:\.\d+)?)? (.*)")
 _PRICE = re.compile(r"\$(\d+(?:\.\d+)?)")
 _OPTION = re.compile(r"([^\[\]]+): (\[.*\])(?: = (.*))?")
 _WAS = re.compile(r'was (start|results \d+ ".*"|(?:\w+ of )?item \S+): (.*)')
@@ -214,7 +214,7 @@ def _stems(text: str) -> set[str]:
 
 
 def _values(line: str) -> list[str]:
-    return line[1:-1].split("] [")
+    return line[2:-1].split("] [ ")
 
 
 def _is_checked(view: View, options: Sequence[Sequence[str]]) -> bool:
