@@ -88,7 +88,7 @@ def test_prompts_and_answers_have_the_short_form(clean: list[list[Piece]]) -> No
 
 def test_most_demonstrations_end_with_a_purchase(clean: list[list[Piece]], noisy: list[list[Piece]]) -> None:
     """Without mistakes nearly all do; with many mistakes still most."""
-    bought = [sum(e[-1].answer == " click[buy now]\n" for e in episodes) for episodes in (clean, noisy)]
+    bought = [sum(e[-1].answer == " click[ buy now]\n" for e in episodes) for episodes in (clean, noisy)]
     assert bought[0] >= 18
     assert bought[1] >= 13
 
@@ -97,7 +97,7 @@ def test_mistakes_are_marked_and_followed_by_the_expert(noisy: list[list[Piece]]
     """Some episodes have both authors, and a mistake never buys."""
     mistakes = [piece for episode in noisy for piece in episode if piece.author == "mistake"]
     assert len(mistakes) >= 20
-    assert all(piece.answer != " click[buy now]\n" or "buy now" not in piece.prompt for piece in mistakes)
+    assert all(piece.answer != " click[ buy now]\n" or "buy now" not in piece.prompt for piece in mistakes)
     assert sum(any(p.author == "expert" for p in e) for e in noisy) == len(noisy)
 
 

@@ -103,7 +103,7 @@ def test_item_is_left_when_type_or_price_is_wrong() -> None:
 def with_chosen(page: str, *values: str) -> str:
     """The page after these values were chosen."""
     for value in values:
-        page = "\n".join(f"{line} = {value}" if f"[{value}]" in line else line for line in page.split("\n"))
+        page = "\n".join(f"{line} = {value}" if f"[ {value}]" in line else line for line in page.split("\n"))
     return page
 
 
@@ -119,7 +119,7 @@ def test_values_are_chosen_in_page_order_and_then_bought() -> None:
 def test_features_are_read_when_the_title_lacks_an_attribute() -> None:
     """Found there, the choice goes on; told nowhere, the search begins again after this product."""
     assert EXPERT.act(prompt(PLAIN_ITEM, f"{RESULTS}: click[4]")) == "click[features]"
-    step = "item 4: click[ features]"
+    step = "item 4: click[features]"
     told = FEATURES.format(text="wide fit and non slip\nmade with memory foam")
     assert EXPERT.act(prompt(told, step)) == "click[< prev]"
     back = "features of item 4: click[ < prev]"
@@ -133,7 +133,7 @@ def test_needless_pages_are_left() -> None:
     """Description and reviews decide nothing; afterwards the values are chosen from the first on."""
     page = "reviews of item 4\n[ back to search] [ < prev]"
     assert EXPERT.act(prompt(page, "item 4: click[reviews]")) == "click[< prev]"
-    past = ("item 4: click[ reviews]", "reviews of item 4: click[ < prev]")
+    past = ("item 4: click[reviews]", "reviews of item 4: click[ < prev]")
     assert EXPERT.act(prompt(ITEM, *past)) == "click[navy blue]"
 
 

@@ -75,7 +75,7 @@ FEATURES = PageView(
             "$24.99\n"
             "oat & co gluten free snack bar\n"
             "flavor name: [ cocoa] [ sea salt]\n"
-            "size: [ 8 ounce (pack of 2)] odd [ 8]\n"
+            "size: [ 8 ounce (pack of 2)] odd [8]\n"
             "color:\n"
             "[ back to search] [ < prev] [ description] [ features] [ reviews] [ buy now]\n"
             f"Task: {GOAL}\n>",
