@@ -84,7 +84,7 @@ def test_last_page_takes_what_has_the_right_type_and_price() -> None:
     page = f"{RESULTS}\n{LISTINGS}".replace("results 1", "results 3").replace("Memory Foam", "")
     assert EXPERT.act(prompt(page, "item 4: click[< prev]")) == "click[5]"
     assert EXPERT.act(prompt(page, "item 5: click[< prev]")) == "click[back to search]"
-    start = prompt("start\nsearch[...]", f'results 3 "{CORE}": click[ back to search]')
+    start = prompt("start\nsearch[...]", f'results 3 "{CORE}": click[back to search]')
     assert EXPERT.act(start) == "search[men's slippers]"
 
 
@@ -122,10 +122,10 @@ def test_features_are_read_when_the_title_lacks_an_attribute() -> None:
     step = "item 4: click[features]"
     told = FEATURES.format(text="wide fit and non slip\nmade with memory foam")
     assert EXPERT.act(prompt(told, step)) == "click[< prev]"
-    back = "features of item 4: click[ < prev]"
+    back = "features of item 4: click[< prev]"
     assert EXPERT.act(prompt(PLAIN_ITEM, step, back)) == "click[navy blue]"
     assert EXPERT.act(prompt(FEATURES.format(text="wide fit and non slip"), step)) == "click[back to search]"
-    again = ("features of item 4: click[ back to search]", f"start: search[{CORE}]")
+    again = ("features of item 4: click[back to search]", f"start: search[{CORE}]")
     assert EXPERT.act(prompt(f"{RESULTS}\n{LISTINGS}", *again)) == "click[next >]"
 
 
@@ -133,7 +133,7 @@ def test_needless_pages_are_left() -> None:
     """Description and reviews decide nothing; afterwards the values are chosen from the first on."""
     page = "reviews of item 4\n[ back to search] [ < prev]"
     assert EXPERT.act(prompt(page, "item 4: click[reviews]")) == "click[< prev]"
-    past = ("item 4: click[reviews]", "reviews of item 4: click[ < prev]")
+    past = ("item 4: click[reviews]", "reviews of item 4: click[< prev]")
     assert EXPERT.act(prompt(ITEM, *past)) == "click[navy blue]"
 
 
@@ -143,7 +143,7 @@ def test_requests_of_the_script_are_served_by_values_alone() -> None:
     expert = ShoppingExpert(("wide fit",), ("black", "9"), "men's slippers")
     page = f"{RESULTS}\n{LISTINGS}"
     assert expert.act(prompt(page, "start: search[x]").replace(TASK, task)) == "click[1]"
-    page = prompt(page, "item 3: click[ < prev]").replace(TASK, task)
+    page = prompt(page, "item 3: click[< prev]").replace(TASK, task)
     assert expert.act(page) == "click[5]"
     item = ITEM.replace("39.99", "29.99").replace("Slippers", "Mat")
     assert expert.act(prompt(item, f"{RESULTS}: click[4]").replace(TASK, task)) == "click[black]"

@@ -82,12 +82,12 @@ FEATURES = PageView(
         ),
         (
             4,
-            [('results 1 "gluten free snack bar"', "click[11]"), ("item 11", "click[ features]")],
+            [('results 1 "gluten free snack bar"', "click[11]"), ("item 11", "click[features]")],
             FEATURES,
             f"Task: {GOAL}\n"
             "Step 4\n"
             'was results 1 "gluten free snack bar": click[11]\n'
-            "was item 11: click[ features]\n"
+            "was item 11: click[features]\n"
             "features of item 11\n"
             "gluten free and ready to eat\n"
             "made with real cocoa\n"

@@ -70,7 +70,7 @@ GOLDEN = [
         f"Task: {BAR_GOAL}\n>",
     ),
     (
-        "click[ features]",
+        "click[features]",
         f"Task: {BAR_GOAL}\n"
         "Step 3\n"
         "was start: search[snack bar]\n"
@@ -84,11 +84,11 @@ GOLDEN = [
         f"Task: {BAR_GOAL}\n>",
     ),
     (
-        "click[ < prev]",
+        "click[< prev]",
         f"Task: {BAR_GOAL}\n"
         "Step 4\n"
         'was results 1 "snack bar": click[1]\n'
-        "was item 1: click[ features]\n"
+        "was item 1: click[features]\n"
         "features of item 1\n"
         "gluten free and ready\n"
         "made with cocoa\n"
