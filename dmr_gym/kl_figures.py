@@ -103,8 +103,9 @@ def draw_score_pools(pools: Mapping[str, NDArray[np.floating]], thresholds: Sequ
         panels[1].annotate(
             f"K = {budget_text(threshold.budget)}",
             (threshold.value, share),
-            xytext=(5, -11),
+            xytext=(5, -11) if threshold.value < 0.85 else (-5, -11),
             textcoords="offset points",
+            ha="left" if threshold.value < 0.85 else "right",
             fontsize=8.5,
         )
     panels[0].set(ylabel="share of steps (%)", xlim=(-0.02, 1.02))
