@@ -87,16 +87,20 @@ class Runs:
         self._server.stdout.close()
         self._log.close()
 
-    def run(self, argv: Sequence[str], signal_after_s: float | None = None, number: int = signal.SIGKILL) -> int:
-        """Run to the end, or send a signal after so many seconds.
+    def run(
+        self, argv: Sequence[str], when: Callable[[float], bool] | None = None, number: int = signal.SIGKILL
+    ) -> int:
+        """Run to the end, or send a signal as soon as ``when`` says so, which gets the seconds since the start.
 
         Returns:
             The exit status; -9 where it was killed before it ended.
         """
         self._say(json.dumps(list(argv)))
         pid = int(self._server.stdout.readline())
-        if signal_after_s is not None:
-            time.sleep(signal_after_s)
+        if when is not None:
+            began = time.perf_counter()
+            while not when(time.perf_counter() - began):
+                time.sleep(0.005)
             os.kill(pid, number)  # a run that has ended keeps its number until the server is told to wait for it
         self._say("wait")
         return int(self._server.stdout.readline())
@@ -123,7 +127,8 @@ def kill_often(
     """
     chance = random.Random(0)
     while kills:
-        status = runs.run(argv, signal_after_s=chance.uniform(0.0, longest_s))
+        moment = chance.uniform(0.0, longest_s)
+        status = runs.run(argv, when=lambda seconds, moment=moment: seconds > moment)
         kills -= status == -signal.SIGKILL
         assert status in (0, -signal.SIGKILL)
         if status == 0:

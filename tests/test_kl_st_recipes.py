@@ -14,7 +14,7 @@ from dmr_gym.errors import ConfigError
 from dmr_gym.kl import precision_labels
 from dmr_gym.kl_dataset import KLDataset
 from dmr_gym.router import PrecisionRouter
-from dmr_gym.training import HISTORY_FILE, STATE_FILE
+from dmr_gym.training import HISTORY_FILE, STATE_FILE, read_history
 from tests.recipes import TINY, TOY, Runs, kill_often, load_recipe, write_critical
 
 THREE = """
@@ -113,21 +113,30 @@ def test_a_training_killed_again_and_again_ends_in_the_same_router(critical, uni
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_recipes_end_cleanly_when_they_are_asked_to(tmp_path, critical, uninterrupted, number):
-    """A signal ends a run with the shell's status for it once its work is saved; going on ends in the same result."""
+def test_recipes_end_cleanly_when_they_are_asked_to(tmp_path, critical, number):
+    """A signal ends a run with the shell's status for it once what it has is saved, and it says how to go on."""
     cases = {
         "collect_kl": (["--env", "DMR-Toy-v0", "--num-envs", "1", "--set", "task_kwargs.num_tasks=300"], []),
         "train_kl_st": (["--data", str(critical), *LEARN[:-6], "--epochs", "400", "--patience", "400"], ["--resume"]),
     }
     for name, (options, resume) in cases.items():
-        argv = ["--out", str(tmp_path / name), *options]
+        out = tmp_path / name
+        saved = {"collect_kl": out / "episodes", "train_kl_st": out / STATE_FILE}[name]
+
+        def begun(seconds: float, saved=saved) -> bool:
+            """Something is saved and more is to do; a run that saves nothing is told by the status."""
+            return saved.exists() or seconds > 60
+
         with Runs(name, tmp_path / f"{name}.log") as runs:
-            assert runs.run(argv, signal_after_s=2.0, number=number) == 128 + number
+            assert runs.run(["--out", str(out), *options], when=begun, number=number) == 128 + number
+            before = len(list((out / "episodes").glob("[!.]*"))) if name == "collect_kl" else len(read_history(out))
             log = (tmp_path / f"{name}.log").read_text()
             assert "Traceback" not in log
             assert f"stopped by {number.name} after" in log
             assert f"{resume[0] if resume else 'the same command'} goes on from there" in log
-            assert runs.run([*argv, *resume], signal_after_s=0.5, number=number) == 128 + number
+            assert list(out.rglob("*.part*")) == []
+            assert before >= 1
+            assert not (out / "run.json").exists()
 
 
 def test_a_run_stopped_between_gradient_steps_goes_on_bit_identically(
