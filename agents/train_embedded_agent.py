@@ -52,6 +52,8 @@ MACHINE = ("out", "resume", "threads", "device", "compile")
 WORLDS = ("alfworld", "webshop")
 TOKENIZER_EPISODES = {"alfworld": 4000, "webshop": 800}
 POOL = 16
+OTHERS_WEIGHT = 0.5
+"""Loss weight of the answers to further tasks about a page, which are asked more often than an agent needs them."""
 HEAD_DIM = 64
 
 
@@ -112,7 +114,7 @@ class Args:
             value = getattr(self, name)
             if value < 0 or (value and self.world != "webshop"):
                 option_name = f"--{name.replace('_', '-')}"
-                raise ConfigError(f"{option_name} is a number for --world webshop; got {value} in {self.world}")
+                raise ConfigError(f"{option_name} must be at least 0, and 0 but for --world webshop; got {value}")
 
 
 # ---------------------------------------------------------------- data
@@ -131,7 +133,9 @@ def sequences(seed: int, args: Args) -> Iterator[list[tuple[str, float]]]:
         return
     for piece in webshop.demonstration(seed, args.noisy_episodes, args.noise, other_tasks=args.other_tasks):
         if piece.author == "expert":
-            others = [(text, weight) for pair in piece.others for text, weight in zip(pair, (0.0, 1.0), strict=True)]
+            others = [
+                (text, weight) for pair in piece.others for text, weight in zip(pair, (0.0, OTHERS_WEIGHT), strict=True)
+            ]
             yield [(piece.prompt, args.observation_weight), (piece.answer, 1.0), *others]
 
 
@@ -139,7 +143,7 @@ def train_tokenizer(args: Args, episodes: int | None = None) -> PreTrainedTokeni
     """The tokenizer of a world, trained on demonstrations that no batch has."""
     demonstrations = (sequences(-1 - index, args) for index in range(episodes or TOKENIZER_EPISODES[args.world]))
     texts = ["".join(text for text, _ in sequence) for sequence in itertools.chain.from_iterable(demonstrations)]
-    tokenizer = agent_tokenizer.train_tokenizer(texts, args.vocab_size, product_numbers=args.world == "webshop")
+    tokenizer = agent_tokenizer.train_tokenizer(texts, args.vocab_size, shop=args.world == "webshop")
     end = agent_tokenizer.END_OF_TEXT
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=end, pad_token=end)
 

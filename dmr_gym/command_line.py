@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium
 
@@ -16,7 +16,11 @@ from dmr_gym.errors import ConfigError, DMRGymError
 from dmr_gym.tasks import TASKS
 from dmr_gym.vector import PrecisionRoutingVectorEnv
 
+if TYPE_CHECKING:
+    from dmr_gym.router import RouterConfig
+
 DEFAULT_ENV = "DMR-ALFWorld-v0"
+ROUTER_SIZES = ("n_layers", "d_model", "n_heads", "d_ff", "max_length")
 
 
 def recipe_parser(documentation: str) -> argparse.ArgumentParser:
@@ -51,6 +55,34 @@ def add_env_options(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder of the completion cache, shared between recipes (default: the --out folder's 'cache')",
     )
+
+
+def add_router_options(parser: argparse.ArgumentParser) -> None:
+    """Add the sizes of a new router, which `router_config` reads."""
+    from dmr_gym.router import RouterConfig
+
+    group, defaults = parser.add_argument_group("router"), RouterConfig()
+    for name in ROUTER_SIZES:
+        flag, value = f"--{name.replace('_', '-')}", getattr(defaults, name)
+        group.add_argument(flag, type=int, default=value, metavar="N", help=f"see RouterConfig (default: {value})")
+    group.add_argument("--dropout", type=float, default=defaults.dropout, metavar="X", help="(default: %(default)s)")
+
+
+def router_config(args: argparse.Namespace, embedding_dim: int, n_precisions: int) -> RouterConfig:
+    """The sizes of a new router, from the options of `add_router_options`.
+
+    Args:
+        args: the command line.
+        embedding_dim: width D of the step embeddings.
+        n_precisions: P.
+
+    Raises:
+        ConfigError: sizes that no router can have.
+    """
+    from dmr_gym.router import RouterConfig
+
+    sizes = {name: getattr(args, name) for name in ROUTER_SIZES}
+    return RouterConfig(embedding_dim=embedding_dim, n_precisions=n_precisions, dropout=args.dropout, **sizes)
 
 
 def chosen_env(args: argparse.Namespace, cache_dir: str | Path | None = None) -> tuple[str, EnvConfig]:

@@ -1,9 +1,14 @@
 """Training losses of the router, as pure functions of tensors.
 
-Shapes: B batch, T steps, N labels, P precisions. Each function checks ranks and dtypes first.
+Shapes: B batch, T steps, N labels, P precisions, M groups of G trajectories. Each function checks ranks and dtypes
+first.
 """
 
 from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 from dmr_gym.errors import ConfigError, MissingDependency
 from dmr_gym.types import FloatArray, IntArray
@@ -16,6 +21,13 @@ except ImportError as error:
     raise MissingDependency("torch", "train", "a loss") from error
 
 import numpy as np
+from numpy.typing import NDArray
+
+AdvantageMode = Literal["mean", "batch_std", "group_std", "loo"]
+ADVANTAGE_MODES: tuple[AdvantageMode, ...] = ("mean", "batch_std", "group_std", "loo")
+Normaliser = Literal["constant", "steps"]
+STD_EPSILON = 1e-4
+"""Added to standard deviations, as in TRL."""
 
 
 def class_weights(labels: IntArray, n_classes: int) -> FloatArray:
@@ -72,3 +84,208 @@ def weighted_cross_entropy(logits: Tensor, labels: Tensor, mask: Tensor, weights
     if not bool(mask.any()):
         raise ConfigError("cross-entropy: no step of the batch counts")
     return functional.cross_entropy(logits[mask], labels[mask], weight=weights, reduction="sum") / mask.sum()
+
+
+def group_advantages(returns: NDArray[np.float64], mode: AdvantageMode = "mean") -> NDArray[np.float64]:
+    """Turn the returns of groups of equal tasks into advantages (paper section 4.3).
+
+    The paper reads as ``group_std``. Where all members of a group succeed, or none does, the returns differ by λ·T
+    alone; dividing by their spread makes that difference as large as one between success and failure, whatever λ is.
+    So ``mean`` is the default: it keeps the scale of the return, in which λ is the price of a second.
+
+    Args:
+        returns: (M, G) R of Eq. 8, a row a group; NaN marks a trajectory that cannot be scored.
+        mode: "mean" subtracts the group's mean; "group_std" divides by its standard deviation as well; "batch_std"
+            by that of all returns; "loo" subtracts the mean of the other members.
+
+    Returns:
+        (M, G) float64; 0 for NaN returns, and for a member that has nobody to be compared with.
+
+    Raises:
+        ConfigError: an unknown mode, or returns that are no (M, G) floats.
+    """
+    if mode not in ADVANTAGE_MODES:
+        raise ConfigError(f"advantage mode must be one of {', '.join(ADVANTAGE_MODES)}, got {mode!r}")
+    if returns.ndim != 2 or returns.dtype != np.float64 or not returns.size:
+        raise ConfigError(f"advantages need (M, G) float64 returns, got {returns.shape} {returns.dtype}")
+    scored = ~np.isnan(returns)
+    count = scored.sum(axis=1, keepdims=True)
+    mean = np.where(scored, returns, 0.0).sum(axis=1, keepdims=True) / np.maximum(count, 1)
+    centred = np.where(scored, returns - mean, 0.0)
+    if mode == "loo":
+        return np.asarray(centred * count / np.maximum(count - 1, 1))
+    if mode == "group_std":
+        spread = np.sqrt((centred**2).sum(axis=1, keepdims=True) / np.maximum(count - 1, 1))
+        return np.asarray(centred / (spread + STD_EPSILON))
+    if mode == "batch_std":
+        spread = returns[scored].std(ddof=1) if scored.sum() > 1 else 0.0
+        return np.asarray(centred / (spread + STD_EPSILON))
+    return centred
+
+
+def state_advantages(
+    rewards: Sequence[NDArray[np.float64]], states: Sequence[Sequence[Hashable]]
+) -> list[NDArray[np.float64]]:
+    """Give every decision of a group an advantage of its own, from the members that stood in the same state.
+
+    Under greedy decoding the members of a group often reach the same state, as two precisions often say the same.
+    There, the mean of what they got from then on estimates the state's value, and a decision is credited with what came
+    after it alone::
+
+        A_t = Σ_{u >= t} r_u − mean over the members in this state at t of the same sum
+
+    A member that stands alone keeps the advantage of its last step in company: that is where it parted. No baseline
+    depends on the decision but through the member's own part in the mean, so the gradient's expectation is that of
+    `group_advantages`' mode "mean", up to a factor near 1; its variance is less.
+
+    Args:
+        rewards: of G trajectories of one task, (T_i,) float64 each.
+        states: of the same trajectories, T_i keys each, equal where everything that was observed is.
+
+    Returns:
+        G arrays (T_i,) float64.
+
+    Raises:
+        ConfigError: no trajectory, or numbers of rewards and states that differ.
+    """
+    if not rewards or [len(r) for r in rewards] != [len(s) for s in states]:
+        raise ConfigError("state advantages need a group of trajectories with a state for each reward")
+    to_go = [np.cumsum(r[::-1])[::-1] for r in rewards]
+    members: dict[tuple[int, Hashable], list[int]] = {}
+    for index, keys in enumerate(states):
+        for t, key in enumerate(keys):
+            members.setdefault((t, key), []).append(index)
+    advantages = [np.zeros(len(r)) for r in rewards]
+    for index, keys in enumerate(states):
+        for t, key in enumerate(keys):
+            company = members[t, key]
+            if len(company) > 1:
+                advantages[index][t] = to_go[index][t] - np.mean([to_go[other][t] for other in company])
+            elif t > 0:
+                advantages[index][t] = advantages[index][t - 1]
+    return advantages
+
+
+def mixed_groups(success: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Tell which groups have both solved and unsolved trajectories.
+
+    Args:
+        success: (M, G) bool.
+
+    Returns:
+        (M,) bool; False where all members ended alike, so that their returns differ by latency alone.
+    """
+    return np.asarray(success.any(axis=1) & ~success.all(axis=1))
+
+
+@dataclass(frozen=True, slots=True)
+class GRPOTerms:
+    """What `grpo_loss` is made of; all scalars.
+
+    Attributes:
+        loss: to be minimised.
+        surrogate: clipped objective, higher is better.
+        kl: mean KL(policy || reference) a step in nats; 0 without a reference.
+        entropy: mean entropy of the policy a step in nats.
+        clip_fraction: share of steps at which the clip cut the gradient off.
+    """
+
+    loss: Tensor
+    surrogate: Tensor
+    kl: Tensor
+    entropy: Tensor
+    clip_fraction: Tensor
+
+
+def grpo_loss(
+    logits: Tensor,
+    actions: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    reference_logits: Tensor | None = None,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    kl_weight: float = 0.0,
+    entropy_floor: float = 0.0,
+    entropy_weight: float = 0.0,
+    normaliser: Normaliser = "constant",
+    max_steps: int | None = None,
+) -> GRPOTerms:
+    """GRPO's objective for a categorical policy, all decisions of a trajectory scored in one pass (paper section 4.3).
+
+    With ratio ρ = π(a) / π_old(a), each step contributes min(ρ A, clip(ρ, 1 − clip_low, 1 + clip_high) A). The KL to
+    the reference policy is exact, Σ_p π(p) log(π(p) / π_ref(p)): with so few precisions no estimate is needed. Entropy
+    costs only while its mean is below a floor.
+
+    Args:
+        logits: (B, T, P) float of the policy that is trained.
+        actions: (B, T) int64; what stands where ``mask`` is False is never read, also below.
+        old_logprobs: (B, T) float, log-probability of each action when it was drawn.
+        advantages: (B, T) float; the same at all steps of a trajectory, or from `state_advantages`.
+        mask: (B, T) bool, the decisions made.
+        reference_logits: (B, T, P) float of the policy to stay near; None leaves the KL out.
+        clip_low: how far below 1 the ratio still counts.
+        clip_high: how far above 1.
+        kl_weight: weight of the mean KL.
+        entropy_floor: nats that the mean entropy should not fall below.
+        entropy_weight: weight of what it falls short of the floor.
+        normaliser: "constant" divides the sum over steps by B · max_steps (Dr. GRPO), so that a step weighs the same in
+            every batch and trajectory; "steps" divides by the number of steps in the batch.
+        max_steps: step cap of the environment, for "constant".
+
+    Raises:
+        ConfigError: shapes or dtypes are wrong, no step counts, or an unknown normaliser.
+    """
+    _check_grpo(logits, actions, old_logprobs, advantages, mask, reference_logits)
+    count = mask.sum()
+    if normaliser == "constant" and max_steps is not None and max_steps > 0:
+        size: Tensor | int = len(mask) * max_steps
+    elif normaliser == "steps":
+        size = count
+    else:
+        raise ConfigError(
+            f'GRPO: normaliser must be "constant", with max_steps above 0, or "steps"; got {normaliser!r}, {max_steps}'
+        )
+    logprobs = logits[mask].log_softmax(-1)  # (N, P), N the decisions that count
+    chosen = logprobs.gather(-1, actions[mask].unsqueeze(-1)).squeeze(-1)
+    advantage = advantages[mask].to(chosen.dtype)
+    ratio = (chosen - old_logprobs[mask]).exp()
+    free, clipped = ratio * advantage, ratio.clamp(1 - clip_low, 1 + clip_high) * advantage
+    surrogate = torch.minimum(free, clipped).sum() / size
+    probabilities = logprobs.exp()
+    entropy = -(probabilities * logprobs).sum(-1).mean()
+    kl = torch.zeros_like(entropy)
+    if reference_logits is not None:
+        kl = (probabilities * (logprobs - reference_logits[mask].log_softmax(-1))).sum(-1).mean()
+    loss = -surrogate + kl_weight * kl + entropy_weight * (entropy_floor - entropy).clamp_min(0)
+    return GRPOTerms(loss, surrogate, kl, entropy, (clipped < free).float().mean())
+
+
+def _check_grpo(
+    logits: Tensor,
+    actions: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    reference_logits: Tensor | None,
+) -> None:
+    if logits.ndim != 3 or not logits.is_floating_point():
+        raise ConfigError(f"GRPO: logits must be (B, T, P) float, got {tuple(logits.shape)} {logits.dtype}")
+    steps = tuple(logits.shape[:2])
+    expected = {
+        "actions": (actions, steps, torch.int64),
+        "old_logprobs": (old_logprobs, steps, None),
+        "advantages": (advantages, steps, None),
+        "mask": (mask, steps, torch.bool),
+    }
+    if reference_logits is not None:
+        expected["reference_logits"] = (reference_logits, tuple(logits.shape), None)
+    for name, (tensor, shape, dtype) in expected.items():
+        fits = tensor.is_floating_point() if dtype is None else tensor.dtype == dtype
+        if tuple(tensor.shape) != shape or not fits:
+            came = f"{tuple(tensor.shape)} {tensor.dtype}"
+            raise ConfigError(f"GRPO: {name} must be {shape} {dtype or 'float'}, got {came}")
+    if not bool(mask.any()):
+        raise ConfigError("GRPO: no step of the batch counts")

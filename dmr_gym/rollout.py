@@ -8,6 +8,7 @@ Shapes: B sub-environments, T steps of an episode, L history length, D embedding
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -67,6 +68,14 @@ class Trajectory:
     def time_s(self) -> float:
         """T of Eq. 9 in seconds: router time counts only at steps that a router decided."""
         return float(self.latency_llm_s.sum() + self.latency_router_s[self.router_called].sum())
+
+    def state_keys(self) -> list[str]:
+        """A key of each decision's history: T texts, equal where rows[: t + 1] are equal byte for byte."""
+        digest, keys = hashlib.sha256(), []
+        for row in self.rows[:-1]:
+            digest.update(row.tobytes())
+            keys.append(digest.hexdigest())
+        return keys
 
     def result(self, high: int) -> EpisodeResult:
         """Reduce to what an evaluation needs.

@@ -165,7 +165,7 @@ class PrecisionRouter(nn.Module):
         return logits
 
     def hidden(self, rows: Tensor, valid_mask: Tensor) -> Tensor:
-        """Return what the head reads, (B, T, d_model), for a policy with a head of its own. Arguments as in `forward`."""
+        """Return what the head reads, (B, T, d_model), for policies with their own head. Arguments as in `forward`."""
         self._check(rows, valid_mask)
         steps = rows.shape[1]
         order = (valid_mask.cumsum(1) - 1).clamp_min(0)  # (B, T): position among the valid rows

@@ -122,7 +122,8 @@ class RunLog:
 
         self.start = start
         self._path = folder / HISTORY_FILE
-        self.history = [entry for entry in read_history(folder) if entry["update"] <= start]
+        # A run that begins at 0 writes what it does before its first update anew.
+        self.history = [entry for entry in read_history(folder) if entry["update"] <= start] if start else []
         write_atomically(self._path, lambda part: part.write_text("".join(map(_line, self.history)), encoding="utf-8"))
         self._file = self._path.open("a", encoding="utf-8")
         # Logging begins at step 0, so that step 0 survives a purge.

@@ -10,26 +10,23 @@ from tokenizers import Tokenizer
 
 from dmr_gym.agent_tokenizer import END_OF_TEXT, train_tokenizer
 
-TEXT = "Task: i need green tea\n[b0k3m9x2qa] $3.00 green tea\n> search[ green tea]\n"
+TEXT = "Task: i need green tea\n[3] $3.00 green tea\n> search[ green tea]\n"
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
     """Of a shop with one page."""
-    return train_tokenizer([TEXT] * 50, 2048, product_numbers=True)
+    return train_tokenizer([TEXT] * 50, 2048, shop=True)
 
 
-@pytest.mark.parametrize(
-    "text", ["[b0k3m9x2qa] $3.0", " click[b0k3m9x2qa]\n", "item b0k3m9x2qa\n", "was item b0k3m9x2qa: click"]
-)
-def test_a_product_number_is_five_pieces_wherever_it_stands(tokenizer: Tokenizer, text: str) -> None:
-    """Behind a bracket, a space or a word: the same four pairs follow the first, so they can be copied."""
-    pieces = tokenizer.encode(text).tokens
-    start = next(index for index, piece in enumerate(pieces) if piece.endswith("b0"))
-    assert pieces[start + 1 : start + 5] == ["k3", "m9", "x2", "qa"]
+@pytest.mark.parametrize("text", ["[37] $3.0", " click[37]\n", "[37]"])
+def test_a_products_number_is_one_piece_behind_a_bracket(tokenizer: Tokenizer, text: str) -> None:
+    """On a page and in an answer, so it can be copied at once; behind a space it is another single piece."""
+    assert "37" in tokenizer.encode(text).tokens
+    assert "Ġ37" in tokenizer.encode("was item 37: click").tokens
 
 
-@pytest.mark.parametrize("text", ["b000", "b0k3m9x2qa9", "Größe 7½\n\n [x]", TEXT])
+@pytest.mark.parametrize("text", ["b000", "Größe 7½\n\n [x]", TEXT])
 def test_decoding_gives_the_text_back(tokenizer: Tokenizer, text: str) -> None:
     """Any text has pieces, bytes where no word is known, and they are the text."""
     assert tokenizer.decode(tokenizer.encode(text).ids) == text
@@ -40,11 +37,11 @@ def test_words_and_numbers_are_one_piece_behind_a_space_and_a_bracket(tokenizer:
     assert tokenizer.encode("[green] need 37").tokens == ["[", "green", "]", "Ġneed", "Ġ37"]
 
 
-def test_without_product_numbers_nothing_of_a_shop_is_learned() -> None:
-    """The pairs and the words behind brackets belong to WebShop; the end of text is token 0 in any world."""
+def test_in_another_world_nothing_of_a_shop_is_learned() -> None:
+    """The words and numbers behind brackets belong to WebShop; the end of text is token 0 in any world."""
     plain = train_tokenizer([TEXT], 1024)
     assert plain.token_to_id(END_OF_TEXT) == 0
-    assert len(plain.encode("b0zzzyzxzw").ids) > 5
+    assert plain.encode("[47]").tokens == ["[", "4", "7", "]"]
 
 
 def test_the_module_needs_no_torch() -> None:

@@ -140,17 +140,17 @@ def test_mistakes_on_simple_pages(action: str, page: str, possible: set[str]) ->
 
 def test_mistakes_on_results_stand_before_the_right_product() -> None:
     """The expert, who goes on after the product it has left, finds the right one from there."""
-    prompt = 'Task: tea\nStep 2\nresults 1 "tea"\n[b000000001] $1.0 A\n[b000000002] $1.0 B\n[b000000003] $1.0 C\n[x]\n>'
-    seen = {_mistake(Chance(f"{number}"), "click[b000000002]", prompt, ()) for number in range(200)}
-    assert "click[b000000001]" in seen
-    assert not seen & {"click[b000000003]"}
+    prompt = 'Task: tea\nStep 2\nresults 1 "tea"\n[1] $1.0 A\n[2] $1.0 B\n[3] $1.0 C\n[x]\n>'
+    seen = {_mistake(Chance(f"{number}"), "click[2]", prompt, ()) for number in range(200)}
+    assert "click[1]" in seen
+    assert not seen & {"click[3]"}
     assert "click[back to search]" in seen
-    assert any(action[6:-1] not in prompt and len(action) == 17 for action in seen)
+    assert any(action[6:-1].isdigit() and f"[{action[6:-1]}]" not in prompt for action in seen)
 
 
 def test_mistakes_on_items_choose_another_value_of_the_same_option() -> None:
     """No wanted value is chosen in the wrong place; needless pages are opened; values are cut short."""
-    prompt = "Task: tea\nStep 2\nitem b0\n$1.0\nTea\nsize: [1 lb] [2 lb]\nflavor: [rose] [mint]\n[buy now]\n>"
+    prompt = "Task: tea\nStep 2\nitem 1\n$1.0\nTea\nsize: [1 lb] [2 lb]\nflavor: [rose] [mint]\n[buy now]\n>"
     seen = {_mistake(Chance(f"{number}"), "click[1 lb]", prompt, ("1 lb", "rose")) for number in range(200)}
     pages = {"click[description]", "click[features]", "click[reviews]"}
     assert seen == {"click[2 lb]", "click[1]", "click[any rose]", "click[search]", *pages}

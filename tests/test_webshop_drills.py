@@ -6,10 +6,7 @@ import pytest
 
 from dmr_gym.tasks.webshop.drills import drill
 
-PROMPT = (
-    "Task: i need a tea, price lower than 30.00 dollars\nStep 1\n"
-    "[b0k3m9x2qa] $3.0 green tea\n[b0qqqqqqqq] $4.0 mug\n[next >]\n>"
-)
+PROMPT = "Task: i need a tea, price lower than 30.00 dollars\nStep 1\n[13] $3.0 green tea\n[14] $4.0 mug\n[next >]\n>"
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -33,7 +33,7 @@ def answer(request: Request) -> str:
         return f" search[{prompt.split()[4]} mix]\n"
     if "[buy now]" in prompt:
         return " click[buy now]\n"
-    product = re.search(r"^\[(\w{10})\] \$", prompt, re.MULTILINE)
+    product = re.search(r"^\[(\d+)\] \$", prompt, re.MULTILINE)
     return f" click[{product[1]}]\n" if product else " click[back to search]\n"
 
 

@@ -24,15 +24,15 @@ from dmr_gym.prompts.webshop import (
 from dmr_gym.prompts.webshop_answers import MAX_ACTION_CHARS, Reading, read_completion
 
 GOAL = "i need a gluten free snack bar with cocoa flavor, and price lower than 30.00 dollars"
-ASIN = "B0K3M9X2QA"
+NUMBER = "11"
 START = PageView(page_summary("start"), has_search_bar=True)
 RESULTS = PageView(
     page_summary("results", keywords="gluten free  snack bar", number=2),
-    results_body([(ASIN, "$24.99", "Oat & Co gluten free snack bar"), ("B000000001", "$3.0 to $10.0", " Plain\nbar ")]),
+    results_body([(NUMBER, "$24.99", "Oat & Co gluten free snack bar"), ("12", "$3.0 to $10.0", " Plain\nbar ")]),
     ("back to search", "< prev", "next >"),
 )
 ITEM = PageView(
-    page_summary("item", ASIN),
+    page_summary("item", NUMBER),
     item_body(
         "$24.99",
         "Oat & Co gluten free snack bar",
@@ -42,7 +42,7 @@ ITEM = PageView(
     ("back to search", "< prev", "description", "features", "reviews", "buy now"),
 )
 FEATURES = PageView(
-    page_summary("features", ASIN),
+    page_summary("features", NUMBER),
     text_body(["gluten free and ready to eat", "", "made  with real\ncocoa"]),
     ("back to search", "< prev"),
 )
@@ -60,8 +60,8 @@ FEATURES = PageView(
             "Step 2\n"
             "was start: search[gluten free snack bar]\n"
             'results 2 "gluten free snack bar"\n'
-            "[b0k3m9x2qa] $24.99 oat & co gluten free snack bar\n"
-            "[b000000001] $3.0 to $10.0 plain bar\n"
+            "[11] $24.99 oat & co gluten free snack bar\n"
+            "[12] $3.0 to $10.0 plain bar\n"
             "[back to search] [< prev] [next >]\n"
             f"Task: {GOAL}\n>",
         ),
@@ -71,7 +71,7 @@ FEATURES = PageView(
             ITEM,
             f"Task: {GOAL}\n"
             "Step 3\n"
-            "item b0k3m9x2qa\n"
+            "item 11\n"
             "$24.99\n"
             "oat & co gluten free snack bar\n"
             "flavor name: [cocoa] [sea salt]\n"
@@ -82,13 +82,13 @@ FEATURES = PageView(
         ),
         (
             4,
-            [('results 1 "gluten free snack bar"', "click[b0k3m9x2qa]"), ("item b0k3m9x2qa", "click[features]")],
+            [('results 1 "gluten free snack bar"', "click[11]"), ("item 11", "click[features]")],
             FEATURES,
             f"Task: {GOAL}\n"
             "Step 4\n"
-            'was results 1 "gluten free snack bar": click[b0k3m9x2qa]\n'
-            "was item b0k3m9x2qa: click[features]\n"
-            "features of b0k3m9x2qa\n"
+            'was results 1 "gluten free snack bar": click[11]\n'
+            "was item 11: click[features]\n"
+            "features of item 11\n"
             "gluten free and ready to eat\n"
             "made with real cocoa\n"
             "[back to search] [< prev]\n"
@@ -97,10 +97,10 @@ FEATURES = PageView(
         (
             5,
             [],
-            PageView(page_summary("reviews", ASIN), text_body([]), ("back to search", "< prev")),
-            f"Task: {GOAL}\nStep 5\nreviews of b0k3m9x2qa\n[back to search] [< prev]\nTask: {GOAL}\n>",
+            PageView(page_summary("reviews", NUMBER), text_body([]), ("back to search", "< prev")),
+            f"Task: {GOAL}\nStep 5\nreviews of item 11\n[back to search] [< prev]\nTask: {GOAL}\n>",
         ),
-        (6, [], PageView(page_summary("done", ASIN)), f"Task: {GOAL}\nStep 6\nbought b0k3m9x2qa\nTask: {GOAL}\n>"),
+        (6, [], PageView(page_summary("done", NUMBER)), f"Task: {GOAL}\nStep 6\nbought item 11\nTask: {GOAL}\n>"),
     ],
     ids=["start", "results", "item", "features", "reviews", "done"],
 )
@@ -111,8 +111,8 @@ def test_short_prompt_is_exact(number: int, history: list[tuple[str, str]], view
 
 def test_products_looked_at_and_options_chosen_are_marked() -> None:
     """A visited product is "seen", and a chosen value stands behind "="."""
-    products = [(ASIN, "$1.0", "tea"), ("B000000001", "$2.0", "bar")]
-    assert results_body(products, {ASIN}) == ("seen [b0k3m9x2qa] $1.0 tea", "[b000000001] $2.0 bar")
+    products = [("1", "$1.0", "tea"), ("2", "$2.0", "bar")]
+    assert results_body(products, {"1"}) == ("seen [1] $1.0 tea", "[2] $2.0 bar")
     options, chosen = [("size", ["s", "m"]), ("color", ["red"])], {"size": "m"}
     assert item_body("$1.0", "tea", options, ["s", "m", "red"], chosen)[2:] == ("size: [s] [m] = m", "color: [red]")
 
@@ -125,7 +125,7 @@ def test_short_prompt_keeps_the_task_on_one_line() -> None:
 def test_long_page_parts_are_cut_at_words() -> None:
     """Titles, keywords, values and texts have an end, so that a prompt has one."""
     title = "word " * 30
-    assert results_body([(ASIN, "$1.0", title)]) == (f"[b0k3m9x2qa] $1.0 {('word ' * 24).strip()}",)
+    assert results_body([("1", "$1.0", title)]) == (f"[1] $1.0 {('word ' * 24).strip()}",)
     assert page_summary("results", keywords="k" * 200) == f'results 1 "{"k" * 120}"'
     values = [str(number) for number in range(50)]
     [_, line] = item_body("$1.0", "", [("size", values)], values)

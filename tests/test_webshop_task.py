@@ -65,7 +65,7 @@ GOLDEN = [
         "Step 2\n"
         "was start: search[snack bar]\n"
         'results 1 "snack bar"\n'
-        "[b000000bar] $1004.5 oat & co gluten free snack bar\n"
+        "[1] $1004.5 oat & co gluten free snack bar\n"
         "[back to search] [next >]\n"
         f"Task: {BAR_GOAL}\n>",
     ),
@@ -74,8 +74,8 @@ GOLDEN = [
         f"Task: {BAR_GOAL}\n"
         "Step 3\n"
         "was start: search[snack bar]\n"
-        'was results 1 "snack bar": click[b000000bar]\n'
-        "item b000000bar\n"
+        'was results 1 "snack bar": click[1]\n'
+        "item 1\n"
         "$1004.5\n"
         "oat & co gluten free snack bar\n"
         "flavor name: [cocoa] [sea salt]\n"
@@ -87,9 +87,9 @@ GOLDEN = [
         "click[< prev]",
         f"Task: {BAR_GOAL}\n"
         "Step 4\n"
-        'was results 1 "snack bar": click[b000000bar]\n'
-        "was item b000000bar: click[features]\n"
-        "features of b000000bar\n"
+        'was results 1 "snack bar": click[1]\n'
+        "was item 1: click[features]\n"
+        "features of item 1\n"
         "gluten free and ready\n"
         "made with cocoa\n"
         "[back to search] [< prev]\n"
@@ -125,17 +125,53 @@ def test_task_satisfies_the_protocol() -> None:
     assert (start.task_id, start.instruction, start.observation) == ("webshop-0", BAR_GOAL, "start")
 
 
+def test_a_products_number_and_its_link_are_the_same_answer() -> None:
+    """The world gets the link either way; a number that the page does not have is an invalid action."""
+    for answer in ("click[1]", f"click[{BAR.lower()}]"):
+        task = small_task()
+        task.step("search[snack bar]")
+        assert dict(task.links) == {"1": BAR.lower()}
+        step = task.step(answer)
+        assert (step.action, step.invalid_reason) == (f"click[{BAR.lower()}]", None)
+        assert dict(task.links) == {"1": BAR.lower()}
+    task = small_task()
+    task.step("search[snack bar]")
+    assert task.step("click[2]").invalid_reason is not None
+
+
+def test_numbers_stand_for_products_on_results_pages_alone() -> None:
+    """An option's value that is a number is that value, and a chat names links."""
+    task = small_task(prompt_style="chat")
+    task.step(thought("search[snack bar]"))
+    assert task.step(thought("click[1]")).invalid_reason is not None
+
+
+def test_numbers_go_on_from_page_to_page() -> None:
+    """The second page of results begins with 11, and its item keeps that number."""
+    task = WebshopTask(panel="validation")
+    task.reset(task.task_ids[0])
+    task.step("search[tea]")
+    first = dict(task.links)
+    task.step("click[next >]")
+    assert list(first) == [str(number) for number in range(1, 11)]
+    assert list(task.links) == [str(number) for number in range(11, 21)]
+    asin = task.links["13"]
+    assert task.step("click[13]").action == f"click[{asin}]"
+    assert text(task).splitlines()[4] == "item 13"
+
+
 def test_short_prompts_are_exact_along_an_episode() -> None:
     """Task, step, two earlier pages with their actions, the page, and what can be clicked: nothing else."""
     task = small_task()
     for action, expected in GOLDEN:
         assert text(task) == expected
-        assert task.step(f" {action}\n").invalid_reason is None
+        said = action.replace(BAR.lower(), "1")
+        assert task.step(f" {said}\n").invalid_reason is None
     assert text(task).splitlines()[1:5] == [
         "Step 5",
-        "was item b000000bar: click[features]",
-        "was features of b000000bar: click[< prev]",
-        "item b000000bar",
+        "was item 1: click[features]",
+        "was features of item 1: click[< prev]",
+        "item 1",
     ]
 
 
@@ -224,7 +260,7 @@ def test_invalid_completions_change_step_and_history_alone(
     assert task.engine.page == page
     lines = text(task).splitlines()
     assert lines[1] == "Step 4"
-    assert lines[3] == f"was item b000000bar: {shown}"
+    assert lines[3] == f"was item 1: {shown}"
 
 
 def test_unreadable_answers_count_as_what_the_page_suggests() -> None:
@@ -263,7 +299,7 @@ def test_success_is_a_reward_of_exactly_one() -> None:
     task.restore(state)
     assert task.step("click[cocoa]").score == 0.0
     step = check(task.step("click[buy now]"))
-    assert (step.score, step.done, step.success, step.observation) == (1.0, True, True, "bought b000000bar")
+    assert (step.score, step.done, step.success, step.observation) == (1.0, True, True, "bought item 1")
 
 
 @pytest.mark.parametrize("style", ["short", "chat"])
@@ -291,7 +327,7 @@ def test_snapshots_are_frozen_and_hold_the_history() -> None:
     other.restore(state)
     assert other.prompt() == prompt
     assert other.snapshot() == state
-    assert other.step("click[< prev]").observation.startswith("item b000000bar\n")
+    assert other.step("click[< prev]").observation.startswith("item 1\n")
 
 
 def test_states_and_ids_of_other_panels_are_refused() -> None:

@@ -5,9 +5,9 @@ page, and what can be done on it. `short_prompt` is plain text of few tokens, fo
 
     Task: i need a gluten free snack bar with cocoa flavor, and price lower than 30.00 dollars
     Step 4
-    was results 1 "gluten free snack bar": click[b0k3m9x2qa]
-    was item b0k3m9x2qa: click[features]
-    features of b0k3m9x2qa
+    was results 1 "gluten free snack bar": click[3]
+    was item 3: click[features]
+    features of item 3
     gluten free and ready to eat
     made with real cocoa
     [back to search] [< prev]
@@ -16,6 +16,9 @@ page, and what can be done on it. `short_prompt` is plain text of few tokens, fo
 
 The task stands before the page and behind it: a causal model reads a page with the task in mind, and then the task with
 the page in mind. Products looked at and options chosen are marked, as WebShop's mode "text_rich" does.
+
+Products go by their place among the results, from 1 on the first page of them: WebShop's links, ten letters and digits
+each, would be most of what a small model has to read, remember and copy. An answer may name either.
 
 Whatever can be clicked stands in brackets without a space inside, so that its first token is that of the answer
 ``click[...]``; byte-pair pieces differ after a space. The page is in lower case, as actions are and tasks nearly
@@ -32,6 +35,7 @@ whole; beyond 13,000 characters (`MAX_CHAT_CHARS`) the oldest are left out, neve
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from dmr_gym.types import Message
@@ -65,12 +69,14 @@ class PageView(NamedTuple):
         body: the lines under it, from `results_body`, `item_body` or `text_body`.
         buttons: fixed buttons in page order, as they are clicked: lower case.
         has_search_bar: whether the page has the search bar.
+        links: asins in lower case by the number that stands for them: the products listed, or the one shown.
     """
 
     summary: str
     body: tuple[str, ...] = ()
     buttons: tuple[str, ...] = ()
     has_search_bar: bool = False
+    links: Mapping[str, str] = MappingProxyType({})
 
     @property
     def text(self) -> str:
@@ -78,35 +84,35 @@ class PageView(NamedTuple):
         return "\n".join((self.summary, *self.body))
 
 
-def page_summary(kind: str, asin: str = "", keywords: str = "", number: int = 1) -> str:
-    """The page in a few words: ``results 2 "green tea"``, ``item b0k3m9x2qa``, ``features of b0k3m9x2qa``.
+def page_summary(kind: str, product: str = "", keywords: str = "", number: int = 1) -> str:
+    """The page in a few words: ``results 2 "green tea"``, ``item 13``, ``features of item 13``.
 
     Args:
         kind: "start", "results", "item", "description", "features", "reviews", "attributes" or "done".
-        asin: the product of an item page, its sub-pages and the last page.
+        product: number of the product of an item page, its sub-pages and the last page.
         keywords: what was searched for, on results pages.
         number: of a results page, from 1.
     """
     if kind == "results":
         return f'results {number} "{cut(keywords, MAX_KEYWORDS_CHARS)}"'
     if kind == "item":
-        return f"item {asin.lower()}"
+        return f"item {product}"
     if kind == "done":
-        return f"bought {asin.lower()}"
-    return f"{kind} of {asin.lower()}" if asin else kind
+        return f"bought item {product}"
+    return f"{kind} of item {product}" if product else kind
 
 
 def results_body(products: Iterable[tuple[str, str, str]], visited: Collection[str] = ()) -> tuple[str, ...]:
     """Lines of a results page, one a product; those looked at since the start page are marked "seen".
 
     Args:
-        products: (asin, price label, title) in page order; titles longer than `MAX_TITLE_CHARS` are cut.
-        visited: asins of the products looked at.
+        products: (number, price label, title) in page order; titles longer than `MAX_TITLE_CHARS` are cut.
+        visited: numbers of the products looked at.
     """
     lines = []
-    for asin, price, title in products:
-        line = f"[{asin.lower()}] {price} {cut(title, MAX_TITLE_CHARS)}".rstrip()
-        lines.append(f"seen {line}" if asin in visited else line)
+    for number, price, title in products:
+        line = f"[{number}] {price} {cut(title, MAX_TITLE_CHARS)}".rstrip()
+        lines.append(f"seen {line}" if number in visited else line)
     return tuple(lines)
 
 

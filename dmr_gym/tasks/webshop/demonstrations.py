@@ -34,8 +34,8 @@ HARD = 0.6
 GOAL_TRIES = 10
 """So many goals are drawn for such a demonstration at most."""
 
-_ASIN = re.compile(r"\[([0-9a-z]{10})\]")
-_LISTED = re.compile(r"(?:seen )?\[([0-9a-z]{10})\]")
+_NUMBER = re.compile(r"\[(\d+)\]")
+_MOST_RESULTS = 50
 _VALUE = re.compile(r"\[([^\[\]]+)\]")
 
 _PRODUCTS = (200, 300)
@@ -83,7 +83,7 @@ def demonstration(
         else:
             author = "expert"
         previous, answer = action, short_answer(action)
-        others = _asked_otherwise(seed, prompt, task.engine.goal, other_tasks) if other_tasks else ()
+        others = _asked_otherwise(seed, prompt, task, other_tasks) if other_tasks else ()
         yield Piece(prompt, answer, author, others)
         if task.step(answer).done:
             return
@@ -144,23 +144,28 @@ def _goals(number: int) -> tuple[dict[str, list[Goal]], dict[str, list[Goal]]]:
     return by_asin, by_query
 
 
-def _asked_otherwise(seed: int, prompt: str, goal: Goal, count: int) -> tuple[tuple[str, str], ...]:
+def _asked_otherwise(seed: int, prompt: str, task: WebshopTask, count: int) -> tuple[tuple[str, str], ...]:
     """What else could be asked on a prompt's page: for products that it shows, or others of their type."""
+    goal = task.engine.goal
     chance = Chance(f"dmr-gym webshop demonstration {seed} otherwise {prompt}")
     by_asin, by_query = _goals(seed // SHOP_EPISODES)
     view = read_prompt(prompt)
     count = count if view.body else count // 3  # the start page shows nothing to choose from
-    shown = [match[1] for match in map(_LISTED.match, view.body) if match] or [view.summary.rpartition(" ")[2]]
-    wanted = [each for asin in shown for each in by_asin.get(asin, ())]
+    wanted = [each for asin in task.links.values() for each in by_asin.get(asin, ())]
     alike = by_query[goal.query]
-    chosen = chance.sample(wanted, (count + 1) // 2)
-    chosen += chance.sample(alike, count - len(chosen))
+    is_item = view.summary.startswith("item")
+    chosen = chance.sample(wanted, count - 1 if is_item else (count + 1) // 2)
+    # On the page of a product that nearly nobody wants, an agent would learn to go back whatever is asked.
+    chosen += chance.sample(alike, min(count - len(chosen), (len(chosen) + 1) // 2) if is_item else count - len(chosen))
     page = prompt.partition("\n")[2].rpartition("\nTask: ")[0]
     tails = {}
     for text, other in {each.instruction_text: each for each in chosen}.items():
-        task = f"Task: {text}"
-        if text != goal.instruction_text:
-            tails[f"{task}\n>"] = short_answer(expert_for(other).act(f"{task}\n{page}\n{task}\n>"))
+        request = f"Task: {text}"
+        action = expert_for(other).act(f"{request}\n{page}\n{request}\n>")
+        # Whoever does not want the product shown would not have come here, so all that the expert knows is to go back.
+        is_at_home = not is_item or other.asin.lower() in task.links.values()
+        if text != goal.instruction_text and (is_at_home or action == "click[< prev]"):
+            tails[f"{request}\n>"] = short_answer(action)
     return tuple(tails.items())
 
 
@@ -208,17 +213,16 @@ def _mistake(chance: Chance, action: str, prompt: str, wanted: Sequence[str]) ->
 
 
 def _mistake_on_results(chance: Chance, action: str, body: Sequence[str]) -> str:
-    """A product that stands before the right one, an asin with a wrong character, or a new search."""
-    listed = [match[1] for match in map(_ASIN.match, body) if match]
-    asin = action[6:-1]
-    before = listed[: listed.index(asin)] if asin in listed else listed
+    """A product that stands before the right one, one that is not on the page, or a new search."""
+    listed = [match[1] for match in map(_NUMBER.match, body) if match]
+    number = action[6:-1]
+    before = listed[: listed.index(number)] if number in listed else listed
     kind = chance.weighted((5, 2, 1))
     if kind == 0 and before:
         return f"click[{chance.pick(before)}]"
-    if kind == 1 and listed:
-        asin = chance.pick(listed)
-        place = chance.integer(2, len(asin) - 1)
-        return f"click[{asin[:place]}{chance.pick('0123456789abcdefghijklmnopqrstuvwxyz')}{asin[place + 1 :]}]"
+    absent = [str(other) for other in range(1, _MOST_RESULTS + 1) if str(other) not in listed]
+    if kind == 1:
+        return f"click[{chance.pick(absent)}]"
     return "click[back to search]"
 
 

@@ -33,8 +33,8 @@ _SYNTHETIC = "Find me "  # how all instructions of WebShop's script begin; custo
 _RESULT = re.compile(r"\[([^\[\]]+)\] \$(\d+(?:\.\d+)?)(?: to \$\d+(?:\.\d+)?)? (.*)")
 _PRICE = re.compile(r"\$(\d+(?:\.\d+)?)")
 _OPTION = re.compile(r"([^\[\]]+): (\[.*\])(?: = (.*))?")
-_WAS = re.compile(r'was (start|results \d+ ".*"|(?:\w+ of|item) \S+): (.*)')
-_PRODUCT = re.compile(r"(?:item|(description|features|reviews|attributes) of) (\S+)")
+_WAS = re.compile(r'was (start|results \d+ ".*"|(?:\w+ of )?item \S+): (.*)')
+_PRODUCT = re.compile(r"(?:(description|features|reviews|attributes) of )?item (\S+)")
 _RESULTS = re.compile(r'results (\d+) "(.*)"')
 _WORD = re.compile(r"\w+")
 _SEXES = {"men", "women"}
@@ -47,8 +47,8 @@ class Past(NamedTuple):
     action: str
 
     @property
-    def asin(self) -> str:
-        """The product of an item page or sub-page; "" elsewhere."""
+    def product(self) -> str:
+        """Number of the product of an item page or sub-page; "" elsewhere."""
         match = _PRODUCT.fullmatch(self.summary)
         return match[2] if match else ""
 
@@ -75,9 +75,9 @@ class View(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """A line of a results page; of a price range, the lower end, in dollars."""
+    """A line of a results page: number, price in dollars, of a range the lower end, and title."""
 
-    asin: str
+    number: str
     price: float
     title: str
 
@@ -151,13 +151,13 @@ class ShoppingExpert:
         assert match is not None
         page, is_broad = int(match[1]), match[2] == self.query
         listings = [Listing(m[1], float(m[2]), m[3]) for m in map(_RESULT.fullmatch, view.body) if m]
-        left = next((past.asin for past in reversed(view.history) if past.asin), "")
-        after = next((place for place, each in enumerate(listings, 1) if each.asin == left), 0)
+        left = next((past.product for past in reversed(view.history) if past.product), "")
+        after = next((place for place, each in enumerate(listings, 1) if each.number == left), 0)
         promises = [self._promise(each, view.task, page >= LAST_PAGE or is_broad) for each in listings]
         for level in (2, 1) if max(promises, default=0) > 0 else (0,):
             for listing, promise in zip(listings[after:], promises[after:], strict=True):
                 if promise == level:
-                    return listing.asin
+                    return listing.number
         return "back to search" if page >= LAST_PAGE or not listings else "next >"
 
     def _promise(self, listing: Listing, task: str, is_lenient: bool) -> int:

@@ -26,6 +26,7 @@ from dmr_gym.tasks.webshop.engine import WebShopEngine
 from dmr_gym.tasks.webshop.fixes import FIXES, OPTION_BRACKETS
 from dmr_gym.tasks.webshop.generate import embedded_shop
 from dmr_gym.tasks.webshop.goals import MODES
+from dmr_gym.tasks.webshop.pages import RESULTS
 from dmr_gym.tasks.webshop.shop import Shop, open_shop
 from dmr_gym.tasks.webshop.views import clickable_names, page_pieces, page_view
 from dmr_gym.types import Prompt, TaskStart, TaskStep
@@ -179,19 +180,19 @@ class WebshopTask:
         reading = read_completion(
             completion, self._view.has_search_bar, self._style, self._require_think, self._fix_brackets
         )
-        reason, score = reading.invalid_reason, state.score
+        action, reason, score = self._meant(reading.action), reading.invalid_reason, state.score
         if score is not None:
             reason = AFTER_PURCHASE
         elif reason is None:
-            reason = engine.inadmissible_reason(reading.action)
+            reason = engine.inadmissible_reason(action)
         pair = (self._page(), shown_action(reading.action, reason is None))
         if reason is None:
-            engine.step(reading.action)
+            engine.step(action)
             score = engine.reward if engine.done else None
         history = (*state.history, pair)[-self._history_length :] if self._history_length else ()
         self._enter(WebshopState(state.task_id, engine.snapshot(), state.taken + 1, history, score))
         return TaskStep(
-            action=reading.action,
+            action=action,
             observation=self._observation(),
             score=score or 0.0,
             done=score is not None,
@@ -224,6 +225,18 @@ class WebshopTask:
         self._view = page_view(self._engine, self._names)
         if self._style == "chat":
             self._pieces = page_pieces(self._engine, self._mode)
+
+    @property
+    def links(self) -> Mapping[str, str]:
+        """Asins by the number that stands for them on the present page of the short style; see `PageView`."""
+        return self._view.links
+
+    def _meant(self, action: str) -> str:
+        """The action with the product's asin where the short style has its number."""
+        if self._style == "short" and self._engine.page.kind == RESULTS and action.startswith("click["):
+            asin = self._view.links.get(action[6:-1])
+            return action if asin is None else f"click[{asin}]"
+        return action
 
     def _page(self) -> str:
         """The page as a prompt's history shows it; in a chat also the present one."""

@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from dmr_gym.prompts.webshop import PageView, item_body, page_summary, results_body, text_body
 from dmr_gym.tasks.webshop.engine import WebShopEngine
-from dmr_gym.tasks.webshop.pages import DONE, ITEM, RESULTS, SEPARATOR, START, ProductPieces
+from dmr_gym.tasks.webshop.pages import DONE, ITEM, PAGE_SIZE, RESULTS, SEPARATOR, START, ProductPieces
 
 BUTTONS = ("back to search", "< prev", "next >", "description", "features", "reviews", "attributes", "buy now")
 _HEAD = ("WebShop", "Instruction:")
@@ -21,22 +21,30 @@ def clickable_names(engine: WebShopEngine) -> list[str]:
 def page_view(engine: WebShopEngine, names: Collection[str]) -> PageView:
     """The present page as the short prompt shows it; ``names`` are its `clickable_names`."""
     play, catalogue = engine.snapshot().play, engine.shop.catalogue
+    first = PAGE_SIZE * (play.number - 1) + 1
+    numbers = {product: str(number) for number, product in enumerate(play.results, first)}
     buttons = tuple(name for name in names if name in BUTTONS)
     product = None if play.product is None else catalogue[play.product]
     if play.kind == START:
         return PageView(page_summary(START), has_search_bar=True)
     if play.kind == RESULTS:
-        shown = [catalogue[number] for number in play.results]
-        lines = results_body(((each.asin, each.price_label, each.title) for each in shown), play.visited)
-        return PageView(page_summary(RESULTS, keywords=play.query or "", number=play.number), lines, buttons)
+        shown = {number: catalogue[product] for product, number in numbers.items()}
+        visited = {number for number, each in shown.items() if each.asin in play.visited}
+        lines = results_body(((number, each.price_label, each.title) for number, each in shown.items()), visited)
+        links = {number: each.asin.lower() for number, each in shown.items() if each.asin.lower() in names}
+        summary = page_summary(RESULTS, keywords=play.query or "", number=play.number)
+        return PageView(summary, lines, buttons, links=links)
     assert product is not None
+    assert play.product is not None
+    # An address that a query has forged can show a product that no result of this page led to.
+    number = numbers.get(play.product, product.asin.lower())
     body: tuple[str, ...] = ()
     if play.kind == ITEM:
         chosen = dict(play.options)
         body = item_body(product.price_label, product.title, product.options.items(), names, chosen)
     elif play.kind != DONE:
         body = text_body(node.text for node in ProductPieces(product).nodes(play.kind, show_attributes=False))
-    return PageView(page_summary(play.kind, product.asin), body, buttons)
+    return PageView(page_summary(play.kind, number), body, buttons, links={number: product.asin.lower()})
 
 
 def page_pieces(engine: WebShopEngine, mode: str) -> list[str]:

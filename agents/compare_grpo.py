@@ -1,0 +1,314 @@
+"""Train GRPO at several λ with several seeds, and compare its returns with everything that needs no such training.
+
+For each λ and way to compute advantages, ``--seeds`` runs of agents/train_grpo.py start from one KL-ST router. All of
+them, always high, always low, the KL-ST router at each budget K and at its default threshold, and random routing with
+the shares of each GRPO run then play the test panel. Returns are R = success - λ·T (Eq. 8), router time counted where a
+router decided. GRPO's routers decide greedily.
+
+Intervals are 95 %: over tasks for policies without training seeds; for GRPO, training seeds and tasks are both drawn
+anew. Differences are paired by task. "best KL-ST" is the setting with the best return on the test panel itself, which
+favours KL-ST.
+
+    python agents/compare_grpo.py --router runs/kl-st/router --out runs/compare --lambdas 0.05 0.1 0.2
+    python agents/compare_grpo.py --router runs/kl-st/router --out runs/compare --advantages mean group_std
+
+Options of agents/train_grpo.py are handed on: --updates 40 --tasks 64 --lr 3e-4. ``--out`` holds a folder a run,
+results.json, episodes.jsonl and returns.png. Started again, it goes on with the runs that are missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import train_grpo
+
+from dmr_gym.calibration import budget_threshold
+from dmr_gym.command_line import add_env_options, chosen_env, first_tasks, make_envs, recipe_parser, run
+from dmr_gym.config import EnvConfig
+from dmr_gym.errors import ConfigError
+from dmr_gym.latency import price_source
+from dmr_gym.losses import ADVANTAGE_MODES
+from dmr_gym.metrics import EpisodeResult, Interval
+from dmr_gym.policies import FixedPrecision, Policy, RandomPolicy, RouterPolicy
+from dmr_gym.rollout import Trajectory, rollout
+from dmr_gym.router import PrecisionRouter
+from dmr_gym.runs import provenance, write_atomically, write_json
+
+BUDGETS = (0.2, 0.4, 0.7)
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A policy on the test panel: its name, kind, and success and seconds of its episodes, (seeds, tasks)."""
+
+    name: str
+    kind: str
+    success: np.ndarray
+    time_s: np.ndarray
+    high_share: float
+
+    def returns(self, lambda_: float) -> np.ndarray:
+        """R of Eq. 8, (seeds, tasks)."""
+        return np.asarray(self.success - lambda_ * self.time_s)
+
+
+def parse_args(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    """Read the command line; what is not known here is for agents/train_grpo.py."""
+    parser = recipe_parser(__doc__)
+    add = parser.add_argument
+    add("--router", type=Path, required=True, metavar="DIR", help="KL-ST router to begin with")
+    add("--out", type=Path, required=True, metavar="DIR", help="folder for everything this run writes")
+    add(
+        "--lambdas",
+        type=float,
+        nargs="+",
+        default=[0.05, 0.1, 0.2],
+        metavar="X",
+        help="reward a second of latency costs",
+    )
+    add("--advantages", nargs="+", choices=(*ADVANTAGE_MODES, "state"), default=["mean"], help="(default: mean)")
+    add("--seeds", type=int, default=5, metavar="N", help="training runs of each setting (default: %(default)s)")
+    add("--test-panel", default="test", help="panel to report (default: %(default)s)")
+    add("--test-tasks", type=int, metavar="N", help="first N tasks of that panel (default: all)")
+    add("--calibration-panel", default="calibration", help="panel for KL-ST's thresholds (default: %(default)s)")
+    add("--calibration-tasks", type=int, metavar="N", help="first N tasks of that panel (default: all)")
+    add_env_options(parser)
+    parser.set_defaults(num_envs=32)
+    args, rest = parser.parse_known_args(argv)
+    if args.seeds < 1:
+        raise ConfigError(f"--seeds must be at least 1, got {args.seeds}")
+    if min(args.lambdas) < 0 or len(set(args.lambdas)) < len(args.lambdas):
+        raise ConfigError(f"--lambdas must be different numbers of at least 0, got {args.lambdas}")
+    train_grpo.parse_args(["--out", "x", *rest])  # a wrong option ends the run here, not after the first training
+    return args, rest
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train what is missing, play the test panel, and write table and picture."""
+    args, rest = parse_args(argv)
+    env_id, config = chosen_env(args, args.out / "cache")
+    settings = list(itertools.product(args.advantages, args.lambdas, range(args.seeds)))
+    for advantages, lambda_, seed in settings:
+        train(args, rest, config, advantages, lambda_, seed)
+    with closing(make_envs(config, args.test_panel, args.num_envs)) as envs:
+        contenders = play(envs, config, args)
+        precisions = envs.precisions
+    rows = tabulate(contenders, args)
+    prices = price_source(config.latency)
+    record = {
+        "settings": {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()},
+        "training_options": rest,
+        "env_id": env_id,
+        "env": asdict(config),
+        "precisions": precisions,
+        "latency": asdict(prices),
+        "tasks": contenders[0].success.shape[1],
+        "results": rows,
+        **provenance(),
+    }
+    write_json(args.out / "results.json", record)
+    picture = args.out / "returns.png"
+    write_atomically(picture, lambda part: draw(rows, args, prices.label, part))
+    show(rows, args, prices.label)
+    print(f"picture: {picture}\nnumbers: {args.out / 'results.json'} and {args.out / 'episodes.jsonl'}")
+
+
+def run_folder(args: argparse.Namespace, advantages: str, lambda_: float, seed: int) -> Path:
+    """Where a training run lies."""
+    folder: Path = args.out / "runs" / f"{advantages}-lambda-{lambda_:g}-seed-{seed}"
+    return folder
+
+
+def train(
+    args: argparse.Namespace, rest: Sequence[str], config: EnvConfig, advantages: str, lambda_: float, seed: int
+) -> None:
+    """Train one run, or what is left of it."""
+    folder = run_folder(args, advantages, lambda_, seed)
+    if (folder / "run.json").is_file():
+        return
+    print(f"\n{folder.name}", flush=True)
+    command: list[object] = ["--router", args.router, "--out", folder, "--advantages", advantages, "--seed", seed]
+    command += ["--num-envs", args.num_envs, "--cache-dir", config.cache_dir]
+    command += [
+        option for name in ("env", "config") if getattr(args, name) for option in (f"--{name}", getattr(args, name))
+    ]
+    command += [option for setting in [*args.set, f"lambda_={lambda_}"] for option in ("--set", setting)]
+    command += ["--resume"] if (folder / "args.json").is_file() else []
+    train_grpo.main([*map(str, command), *rest])
+
+
+def play(envs: Any, config: EnvConfig, args: argparse.Namespace) -> list[Contender]:
+    """Let every policy play the test panel; all episodes go to episodes.jsonl."""
+    tasks, high, lines = first_tasks(envs, args.test_tasks), len(envs.precisions) - 1, []
+
+    def contender(name: str, kind: str, policies: Sequence[Policy]) -> Contender:
+        played: list[list[Trajectory]] = [rollout(envs, policy, tasks, progress=name) for policy in policies]
+        results: list[list[EpisodeResult]] = [[t.result(high) for t in seed] for seed in played]
+        for seed, episodes in enumerate(results):
+            lines.extend({"policy": name, "kind": kind, **asdict(replace(e, seed=seed))} for e in episodes)
+        steps = sum(e.steps for seed in results for e in seed)
+        return Contender(
+            name=name,
+            kind=kind,
+            success=np.array([[e.success for e in seed] for seed in results], dtype=np.float64),
+            time_s=np.array([[e.time_s for e in seed] for seed in results]),
+            high_share=sum(e.high_steps for seed in results for e in seed) / steps,
+        )
+
+    names = envs.precisions
+    found = [contender(f"always {names[-1]}", "high", [FixedPrecision(high)])]
+    found += [contender(f"always {name}", "low", [FixedPrecision(p)]) for p, name in enumerate(names[:-1])]
+    router = PrecisionRouter.load(args.router)
+    thresholds = {f"KL-ST K={t.budget:.2f}": t.value for t in kl_st_thresholds(router, config, args)} | {
+        "KL-ST p≥0.5": 0.5
+    }
+    found += [contender(name, "kl-st", [RouterPolicy(router, tau=tau)]) for name, tau in thresholds.items()]
+    for advantages, lambda_ in itertools.product(args.advantages, args.lambdas):
+        folders = [run_folder(args, advantages, lambda_, seed) for seed in range(args.seeds)]
+        routers = [PrecisionRouter.load(folder / "router") for folder in folders]
+        policies = [RouterPolicy(router, mode="argmax") for router in routers]
+        found.append(contender(f"GRPO {advantages} λ={lambda_:g}", f"grpo {advantages} {lambda_}", policies))
+        # Random routing has the shares of all seeds together, and as many seeds of its own.
+        share = found[-1].high_share
+        draws = [RandomPolicy(share, len(names), seed) for seed in range(args.seeds)]
+        found.append(contender(f"random {share:.0%} {names[-1]}", f"random {advantages} {lambda_}", draws))
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    write_atomically(args.out / "episodes.jsonl", lambda part: part.write_text(text, encoding="utf-8"))
+    return found
+
+
+def kl_st_thresholds(router: PrecisionRouter, config: EnvConfig, args: argparse.Namespace) -> list[Any]:
+    """Thresholds of Eq. 7 from the calibration panel."""
+    with closing(make_envs(config, args.calibration_panel, args.num_envs)) as envs:
+        tasks = first_tasks(envs, args.calibration_tasks)
+        played = rollout(envs, RouterPolicy(router), tasks, progress="calibration")
+    scores = np.concatenate([t.p_high[t.router_called] for t in played])
+    return [budget_threshold(scores, budget) for budget in BUDGETS]
+
+
+def tabulate(contenders: Sequence[Contender], args: argparse.Namespace) -> list[dict[str, Any]]:
+    """A row for each λ and policy: return with its interval, and GRPO's paired differences to the others."""
+    rows: list[dict[str, Any]] = []
+    for advantages, lambda_ in itertools.product(args.advantages, args.lambdas):
+        grpo = next(c for c in contenders if c.kind == f"grpo {advantages} {lambda_}")
+        kl_st = max((c for c in contenders if c.kind == "kl-st"), key=lambda c: float(c.returns(lambda_).mean()))
+        others = [c for c in contenders if c.kind in ("high", "low")]
+        others += [kl_st, next(c for c in contenders if c.kind == f"random {advantages} {lambda_}")]
+        for each in (grpo, *others):
+            values = each.returns(lambda_)
+            row = {
+                "advantages": advantages,
+                "lambda": lambda_,
+                "policy": each.name,
+                "kind": each.kind.split()[0],
+                "return": float(values.mean()),
+                "return_ci": asdict(interval(values)),
+                "returns_of_seeds": values.mean(axis=1).tolist(),
+                "success": float(each.success.mean()),
+                "time_s": float(each.time_s.mean()),
+                "high_share": each.high_share,
+            }
+            if each is not grpo:
+                gap = grpo.returns(lambda_) - values.mean(axis=0)
+                row |= {"grpo_minus": float(gap.mean()), "grpo_minus_ci": asdict(interval(gap))}
+            rows.append(row)
+    return rows
+
+
+def interval(values: np.ndarray) -> Interval:
+    """95 % bootstrap interval of the mean of (seeds, tasks) values; seeds and tasks are both drawn with replacement."""
+    rng = np.random.default_rng(0)
+    seeds, tasks = values.shape
+    means = np.empty(RESAMPLES)
+    for i in range(RESAMPLES):
+        means[i] = values[np.ix_(rng.integers(seeds, size=seeds), rng.integers(tasks, size=tasks))].mean()
+    low, high = np.quantile(means, [0.025, 0.975]).tolist()
+    return Interval(low, high)
+
+
+def show(rows: Sequence[dict[str, Any]], args: argparse.Namespace, prices: str) -> None:
+    """Print the table."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    console.width = max(console.width, 120)
+    table = Table(
+        title=f"{args.seeds} training seeds, 95 % intervals in brackets\nmodelled seconds, {prices}",
+        box=box.SIMPLE_HEAD,
+    )
+    for title in ("λ", "policy", "return", "success %", "time, s", "high %", "GRPO minus this"):
+        table.add_column(title, justify="left" if title == "policy" else "right", no_wrap=True)
+    for row in rows:
+        is_grpo = row["kind"] == "grpo"
+        table.add_row(
+            f"{row['lambda']:g}" if is_grpo else "",
+            row["policy"],
+            f"{row['return']:.3f} [{row['return_ci']['low']:.3f}, {row['return_ci']['high']:.3f}]",
+            f"{100 * row['success']:.1f}",
+            f"{row['time_s']:.2f}",
+            f"{100 * row['high_share']:.0f}",
+            "" if is_grpo else "{:+.3f} [{:+.3f}, {:+.3f}]".format(row["grpo_minus"], *row["grpo_minus_ci"].values()),
+            style="bold" if is_grpo else None,
+        )
+    console.print(table)
+
+
+def draw(rows: Sequence[dict[str, Any]], args: argparse.Namespace, prices: str, path: Path) -> None:
+    """Draw the returns, a panel each λ: GRPO by advantages with a dot a seed, the others as lines."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    styles = {"high": ("0.15", "-"), "low": ("0.6", "-"), "kl-st": ("tab:blue", "--")}
+    figure, panels = plt.subplots(
+        1, len(args.lambdas), figsize=(3.2 * len(args.lambdas) + 1.5, 4), squeeze=False, layout="constrained"
+    )
+    for axes, lambda_ in zip(panels[0], args.lambdas, strict=True):
+        here = [row for row in rows if row["lambda"] == lambda_]
+        for row in here:
+            if row["kind"] in styles and row["advantages"] == args.advantages[0]:
+                color, line = styles[row["kind"]]
+                axes.axhline(row["return"], color=color, linestyle=line, linewidth=1.2, label=row["policy"])
+        for place, advantages in enumerate(args.advantages):
+            for kind, color, shift in (("grpo", "tab:red", -0.1), ("random", "tab:green", 0.15)):
+                row = next(r for r in here if r["kind"] == kind and r["advantages"] == advantages)
+                bar = [[row["return"] - row["return_ci"]["low"]], [row["return_ci"]["high"] - row["return"]]]
+                label = {"grpo": "GRPO (dots: seeds)", "random": "random, GRPO's share"}[kind] if place == 0 else None
+                axes.errorbar(
+                    [place + shift], [row["return"]], yerr=bar, fmt="s", color=color, markersize=5, label=label
+                )
+                if kind == "grpo":
+                    dots = row["returns_of_seeds"]
+                    axes.plot([place - 0.22] * len(dots), dots, ".", color=color, alpha=0.5)
+        axes.set(
+            title=f"λ = {lambda_:g} a second",
+            xticks=range(len(args.advantages)),
+            xlim=(-0.6, len(args.advantages) - 0.4),
+        )
+        axes.set_xticklabels(args.advantages)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0][0].set_ylabel("return on the test panel: success − λ·T")
+    panels[0][-1].legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    figure.suptitle(f"modelled seconds, {prices}", fontsize=9)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,352 @@
+"""Refine a router by GRPO: the second stage of the paper (section 4.3).
+
+Each update draws tasks, plays every one G times with the present policy, compares the returns R = success - λ·T (Eq. 8)
+inside each group, and raises the probability of the decisions of trajectories that did better than their group. There
+is no value network. The policy stays near the router that it began with through an exact KL term.
+
+How this differs from the paper, which states neither G, λ, clip, KL weight, nor any rate:
+
+1. Advantages are R minus the group's mean. The paper reads as a division by the group's standard deviation too
+   (``--advantages group_std``): where all members of a group succeed, that makes a difference in latency count as much
+   as one in success, whatever λ is, and drives the policy to the lowest precision.
+2. The loss divides by a constant, trajectories times the step cap, so that every step weighs the same.
+3. The KL to the first router is exact, as there are P numbers to sum; an entropy floor keeps the policy exploring.
+4. The router that is kept is the one with the best greedy return on held-out tasks.
+
+    python agents/train_grpo.py --router runs/kl-st/router --out runs/grpo --set lambda_=0.1
+    python agents/train_grpo.py --env DMR-Toy-v0 --out runs/grpo-toy --updates 60 --n-layers 1 --d-model 64 --n-heads 2
+    tensorboard --logdir runs/grpo/tensorboard
+
+``--out`` then holds the best router in router/, run.json, history.jsonl, and curves. A killed or stopped run goes on
+with ``--resume`` and ends in the same weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from dmr_gym import trained_on
+from dmr_gym.command_line import (
+    add_env_options,
+    add_router_options,
+    chosen_env,
+    first_tasks,
+    make_envs,
+    recipe_parser,
+    router_config,
+    run,
+)
+from dmr_gym.config import EnvConfig
+from dmr_gym.device import torch_device
+from dmr_gym.errors import ConfigError
+from dmr_gym.losses import ADVANTAGE_MODES, GRPOTerms, group_advantages, grpo_loss, mixed_groups, state_advantages
+from dmr_gym.policies import RouterPolicy
+from dmr_gym.rollout import Trajectory, rollout
+from dmr_gym.router import PrecisionRouter, pad_rows
+from dmr_gym.runs import provenance, write_json
+from dmr_gym.training import (
+    STATE_FILE,
+    RunLog,
+    claim_folder,
+    load_training_state,
+    save_training_state,
+    stop_on_signal,
+    update_seed,
+)
+from dmr_gym.vector import PrecisionRoutingVectorEnv
+
+FREE = ("resume", "device", "num_envs", "cache_dir", "checkpoint_every")
+"""Options that may differ when a run is resumed: they change neither what is learnt nor from what."""
+COLLAPSED_SHARE, COLLAPSED_UPDATES = 0.995, 5
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Trajectories of one update: rows (B, T, D); actions, old_logprobs, advantages and mask (B, T)."""
+
+    rows: Tensor
+    actions: Tensor
+    old_logprobs: Tensor
+    advantages: Tensor
+    mask: Tensor
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = recipe_parser(__doc__)
+    add = parser.add_argument
+    add("--router", type=Path, metavar="DIR", help="router to begin with and to stay near (default: a new one)")
+    add("--out", type=Path, required=True, metavar="DIR", help="folder for everything this run writes")
+    add("--panel", default="train", help="panel of tasks to learn from (default: %(default)s)")
+    add("--tasks", type=int, metavar="N", help="first N tasks of that panel (default: all)")
+    add("--validation-panel", default="validation", help="panel of held-out tasks (default: %(default)s)")
+    add("--validation-tasks", type=int, metavar="N", help="first N tasks of that panel (default: all)")
+    add("--validate-every", type=int, default=10, metavar="N", help="updates between validations (default: 10)")
+    add("--updates", type=int, default=100, metavar="N", help="(default: %(default)s)")
+    add("--groups", type=int, default=16, metavar="M", help="tasks an update (default: %(default)s)")
+    add("--group-size", type=int, default=8, metavar="G", help="episodes of each task (default: %(default)s)")
+    add(
+        "--advantages",
+        choices=(*ADVANTAGE_MODES, "state"),
+        default="mean",
+        help="one for a trajectory, or for each decision: state, see state_advantages (default: %(default)s)",
+    )
+    add("--drop-same-success", action="store_true", help="learn only from groups that solved and failed their task")
+    add("--epochs", type=int, default=2, metavar="N", help="gradient steps on each update's episodes (default: 2)")
+    add("--lr", type=float, default=1e-4, metavar="X", help="learning rate of AdamW (default: %(default)s)")
+    add("--grad-clip", type=float, default=1.0, metavar="X", help="largest gradient norm (default: %(default)s)")
+    add("--clip-low", type=float, default=0.2, metavar="X", help="of the probability ratio (default: %(default)s)")
+    add("--clip-high", type=float, default=0.2, metavar="X", help="of the probability ratio (default: %(default)s)")
+    add("--kl-weight", type=float, default=0.001, metavar="X", help="reward a nat from --router (default: %(default)s)")
+    add("--entropy-floor", type=float, default=0.02, metavar="X", help="nats, mean over steps (default: %(default)s)")
+    add("--entropy-weight", type=float, default=0.02, metavar="X", help="reward a nat below it (default: %(default)s)")
+    add("--normaliser", choices=("constant", "steps"), default="constant", help="of the loss (default: %(default)s)")
+    add("--checkpoint-every", type=int, default=5, metavar="N", help="updates between checkpoints (default: 5)")
+    add("--seed", type=int, default=0, help="of weights, tasks and draws (default: %(default)s)")
+    add("--device", default="cpu", help="torch device (default: %(default)s)")
+    add("--resume", action="store_true", help="go on from the last checkpoint in --out")
+    add_env_options(parser)
+    add_router_options(parser)
+    parser.set_defaults(num_envs=32)
+    args = parser.parse_args(argv)
+    check_args(args)
+    return args
+
+
+def check_args(args: argparse.Namespace) -> None:
+    """Refuse numbers with which nothing can be trained, and a device that is not there."""
+    for name in ("updates", "groups", "group_size", "epochs", "validate_every", "checkpoint_every", "num_envs"):
+        if getattr(args, name) < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
+    if args.group_size < 2:
+        raise ConfigError("--group-size must be at least 2: an episode is compared with the others of its task")
+    for name in ("lr", "grad_clip", "clip_low", "clip_high"):
+        if not 0 < getattr(args, name) < float("inf"):
+            raise ConfigError(f"--{name.replace('_', '-')} must be a finite number above 0, got {getattr(args, name)}")
+    for name in ("kl_weight", "entropy_floor", "entropy_weight"):
+        if not 0 <= getattr(args, name) < float("inf"):
+            raise ConfigError(f"--{name.replace('_', '-')} must be a finite number of at least 0")
+    torch_device(args.device)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Build environments and router, train, and keep the best router."""
+    args = parse_args(argv)
+    env_id, config = chosen_env(args, args.out / "cache")
+    envs, held_out = (make_envs(config, panel, args.num_envs) for panel in (args.panel, args.validation_panel))
+    with closing(envs), closing(held_out):
+        models = {name: envs.backend.digest(name) for name in envs.precisions}
+        here = trained_on.environment_record(env_id, args.panel, config, models)
+        router = first_router(args, config, here)
+        settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
+        begun = {"env_id": env_id, "env": asdict(config), "models": models, "router_digest": router.digest()}
+        begun["env"].pop("cache_dir")
+        claim_folder(args.out, settings | begun, args.resume, FREE)
+        Trainer(args, config, router, envs, held_out).train()
+    best = PrecisionRouter.load(args.out / "router")
+    write_json(args.out / "run.json", {"settings": settings, **begun, "best_digest": best.digest(), **provenance()})
+    print(f"wrote {args.out / 'router'} and {args.out / 'run.json'}")
+
+
+def first_router(args: argparse.Namespace, config: EnvConfig, here: dict[str, Any]) -> PrecisionRouter:
+    """The router to begin with: that of ``--router``, or a new one."""
+    if args.router is not None:
+        router = PrecisionRouter.load(args.router, args.device)
+        for warning in trained_on.check(router.trained_on, here, config.max_steps):
+            print(f"warning: {warning}")
+    else:
+        torch.manual_seed(args.seed)
+        router = PrecisionRouter(router_config(args, here["embedding_dim"], len(config.precisions))).to(args.device)
+    if router.config.max_length < min(config.max_steps, config.history_length):
+        raise ConfigError(
+            f"the router reads at most {router.config.max_length} rows, episodes have {config.max_steps}: "
+            "set max_steps or history_length to fewer, or take a router with a larger --max-length"
+        )
+    router.trained_on = here
+    return router.eval()  # dropout would make the policy that learns another one than the policy that acted
+
+
+class Trainer:
+    """A router with its optimizer, its environments, and the router that it is kept near.
+
+    Args:
+        args: the command line.
+        config: keywords of the environments.
+        router: to be trained.
+        envs: of the tasks to learn from.
+        held_out: of the tasks that choose the best router.
+    """
+
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        config: EnvConfig,
+        router: PrecisionRouter,
+        envs: PrecisionRoutingVectorEnv,
+        held_out: PrecisionRoutingVectorEnv,
+    ) -> None:
+        self.args, self.config, self.router, self.envs, self.held_out = args, config, router, envs, held_out
+        self.reference = PrecisionRouter.load(args.router, args.device) if args.router is not None else None
+        self.optimizer = torch.optim.AdamW(router.parameters(), args.lr, weight_decay=0.0)
+        self.task_ids = first_tasks(envs, args.tasks)
+        self.validation_ids = first_tasks(held_out, args.validation_tasks)
+        if args.groups > len(self.task_ids):
+            raise ConfigError(f"--groups {args.groups} needs as many tasks, the panel has {len(self.task_ids)}")
+
+    def train(self) -> None:
+        """Update until the end; validate, save and log on the way."""
+        args, out = self.args, self.args.out
+        progress = load_training_state(out / STATE_FILE, self.router, [self.optimizer])
+        start, best = int(progress.get("update", 0)), progress.get("best", float("-inf"))
+        with RunLog(out, start) as log, stop_on_signal() as stop:
+            if start == 0:
+                best = self.validate(log, 0, best)
+            bar = tqdm(range(start, args.updates), initial=start, total=args.updates, unit="update")
+            for update in bar:
+                figures = self.update(update)
+                bar.set_postfix_str(
+                    f"return {figures['rollout/return']:.3f} success {figures['rollout/success']:.2f} "
+                    f"high {figures[f'rollout/share_{self.envs.precisions[-1]}']:.2f} best {best:.3f}"
+                )
+                done = update + 1
+                log.write(done, figures)
+                self.alarm(log, done)
+                if done % args.validate_every == 0 or done == args.updates:
+                    best = self.validate(log, done, best)
+                if done % args.checkpoint_every == 0 or done == args.updates or stop.signal is not None:
+                    state = {"update": done, "best": best}
+                    save_training_state(out / STATE_FILE, self.router, [self.optimizer], state)
+                stop.leave(f"update {done}")
+
+    def update(self, update: int) -> dict[str, float]:
+        """Play and learn once; returns the figures to log."""
+        args = self.args
+        seed = update_seed(args.seed, update)
+        began = time.perf_counter()
+        order = np.random.default_rng(seed).permutation(len(self.task_ids))[: args.groups]
+        policy = RouterPolicy(self.router, mode="sample", seed=seed)
+        played = rollout(self.envs, policy, [self.task_ids[i] for i in order], repeats=args.group_size)
+        shape = (args.groups, args.group_size)
+        returns = np.array([trajectory.rewards.sum() for trajectory in played]).reshape(shape)
+        success = np.array([trajectory.success for trajectory in played]).reshape(shape)
+        played_s = time.perf_counter() - began
+        batch = to_batch(played, self.advantages(played, returns, success), args.device)
+        first, last, norm = self.learn(batch)
+        actions = np.concatenate([trajectory.actions for trajectory in played])
+        shares = np.bincount(actions, minlength=len(self.envs.precisions)) / len(actions)
+        return {
+            "rollout/return": float(returns.mean()),
+            "rollout/success": float(success.mean()),
+            "rollout/time_s": float(np.mean([trajectory.time_s for trajectory in played])),
+            "rollout/steps": len(actions) / len(played),
+            **{f"rollout/share_{name}": float(share) for name, share in zip(self.envs.precisions, shares, strict=True)},
+            "groups/zero_spread": float((np.ptp(returns, axis=1) == 0).mean()),
+            "groups/same_success": float(1 - mixed_groups(success).mean()),
+            "train/surrogate": first.surrogate.item(),
+            "train/kl": last.kl.item(),
+            "train/entropy": last.entropy.item(),
+            "train/clip_fraction": last.clip_fraction.item(),
+            "train/gradient_norm": norm,
+            "time/rollout_s": played_s,
+            "time/update_s": time.perf_counter() - began,
+        }
+
+    def advantages(self, played: Sequence[Trajectory], returns: np.ndarray, success: np.ndarray) -> list[np.ndarray]:
+        """An advantage a decision: M * G arrays (T_i,), from (M, G) returns and success."""
+        size = self.args.group_size
+        if self.args.advantages == "state":
+            groups = [played[start : start + size] for start in range(0, len(played), size)]
+            each = [a for g in groups for a in state_advantages([t.rewards for t in g], [t.state_keys() for t in g])]
+        else:
+            values = group_advantages(returns, self.args.advantages).ravel()
+            each = [np.full(len(t.actions), value) for t, value in zip(played, values, strict=True)]
+        kept = np.repeat(mixed_groups(success), size) if self.args.drop_same_success else np.ones(len(played))
+        return [a * weight for a, weight in zip(each, kept, strict=True)]
+
+    def learn(self, batch: Batch) -> tuple[GRPOTerms, GRPOTerms, float]:
+        """Take the gradient steps; returns the terms of the first and of the last, and the last gradient's norm."""
+        args = self.args
+        reference = None
+        if self.reference is not None:
+            with torch.no_grad():
+                reference = self.reference(batch.rows, batch.mask)
+        terms: list[GRPOTerms] = []
+        for _ in range(args.epochs):
+            terms.append(
+                grpo_loss(
+                    self.router(batch.rows, batch.mask),
+                    batch.actions,
+                    batch.old_logprobs,
+                    batch.advantages,
+                    batch.mask,
+                    reference_logits=reference,
+                    clip_low=args.clip_low,
+                    clip_high=args.clip_high,
+                    kl_weight=args.kl_weight,
+                    entropy_floor=args.entropy_floor,
+                    entropy_weight=args.entropy_weight,
+                    normaliser=args.normaliser,
+                    max_steps=self.config.max_steps,
+                )
+            )
+            self.optimizer.zero_grad()
+            terms[-1].loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(self.router.parameters(), args.grad_clip)
+            self.optimizer.step()
+        return terms[0], terms[-1], norm.item()
+
+    def validate(self, log: RunLog, done: int, best: float) -> float:
+        """Play the held-out tasks greedily, save the router if it is the best so far, and return the best return."""
+        played = rollout(self.held_out, RouterPolicy(self.router, mode="argmax"), self.validation_ids)
+        value = float(np.mean([trajectory.rewards.sum() for trajectory in played]))
+        high = np.concatenate([trajectory.actions for trajectory in played]) == len(self.envs.precisions) - 1
+        figures = {"return": value, "success": float(np.mean([t.success for t in played])), "high": float(high.mean())}
+        log.write(done, {f"validation/{name}": number for name, number in figures.items()})
+        if value > best:
+            self.router.save(self.args.out / "router")
+        return max(value, best)
+
+    def alarm(self, log: RunLog, done: int) -> None:
+        """Say so when one precision has taken over for some updates: it may be the best policy, or a run to look at."""
+        for name in self.envs.precisions:
+            key = f"rollout/share_{name}"
+            shares = [entry[key] for entry in log.history if key in entry]
+            if run_length(shares) == COLLAPSED_UPDATES:
+                tqdm.write(
+                    f"update {done}: collapse, {name} took {shares[-1]:.1%} of the steps of {COLLAPSED_UPDATES} updates"
+                )
+
+
+def run_length(shares: Sequence[float]) -> int:
+    """How many of the last shares in a row are those of a collapsed policy."""
+    return next((n for n, share in enumerate(reversed(shares)) if share < COLLAPSED_SHARE), len(shares))
+
+
+def to_batch(played: Sequence[Trajectory], advantages: Sequence[np.ndarray], device: str) -> Batch:
+    """Stack trajectories, the rows that their decisions saw, on a device."""
+    rows, mask = pad_rows([trajectory.rows[:-1] for trajectory in played])
+
+    def stack(values: Sequence[np.ndarray], dtype: torch.dtype) -> Tensor:
+        stacked = torch.zeros(mask.shape, dtype=dtype)
+        stacked[mask] = torch.from_numpy(np.concatenate(values)).to(dtype)
+        return stacked
+
+    actions = stack([trajectory.actions for trajectory in played], torch.int64)
+    logprobs = stack([trajectory.logprobs for trajectory in played], torch.float32)
+    weights = stack(advantages, torch.float32)
+    return Batch(*(tensor.to(device) for tensor in (rows, actions, logprobs, weights, mask)))
+
+
+if __name__ == "__main__":
+    run(main)
