@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dmr_gym.command_line import recipe_parser, run
+from dmr_gym.command_line import add_router_options, recipe_parser, router_config, run
 from dmr_gym.device import torch_device
 from dmr_gym.errors import ConfigError
 from dmr_gym.kl import STEPS
@@ -53,7 +53,7 @@ from dmr_gym.kl_training import (
     split_by_task,
 )
 from dmr_gym.losses import class_weights, weighted_cross_entropy
-from dmr_gym.router import PrecisionRouter, RouterConfig
+from dmr_gym.router import PrecisionRouter
 from dmr_gym.runs import file_digest, provenance, write_atomically, write_json
 from dmr_gym.training import (
     STATE_FILE,
@@ -98,12 +98,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--validation-share", type=float, default=0.2, metavar="X", help="of tasks, in (0, 1) (default: %(default)s)")
     add("--seed", type=int, default=0, help="of weights, split, order and dropout (default: %(default)s)")
     add("--device", default="cpu", help="torch device (default: %(default)s)")
-    sizes = parser.add_argument_group("router")
-    defaults = RouterConfig()
-    for name in ("n_layers", "d_model", "n_heads", "d_ff", "max_length"):
-        flag, value = f"--{name.replace('_', '-')}", getattr(defaults, name)
-        sizes.add_argument(flag, type=int, default=value, metavar="N", help=f"see RouterConfig (default: {value})")
-    sizes.add_argument("--dropout", type=float, default=defaults.dropout, metavar="X", help="(default: %(default)s)")
+    add_router_options(parser)
     args = parser.parse_args(argv)
     check_args(args)
     return args
@@ -139,17 +134,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_labels(weights, labelling)
 
     torch.manual_seed(args.seed)
-    config = RouterConfig(
-        embedding_dim=dataset.rows.shape[1],
-        n_precisions=n_precisions,
-        n_layers=args.n_layers,
-        d_model=args.d_model,
-        n_heads=args.n_heads,
-        d_ff=args.d_ff,
-        dropout=args.dropout,
-        max_length=args.max_length,
-    )
-    router = PrecisionRouter(config).to(args.device)
+    router = PrecisionRouter(router_config(args, dataset.rows.shape[1], n_precisions)).to(args.device)
     router.trained_on = trained_on_record
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
     settings["data_sha256"] = file_digest(data_file)
