@@ -16,6 +16,9 @@ from dmr_gym.calibration import KL_FLOOR, Plateau, Threshold
 from dmr_gym.deployment import DEFAULT_TAU, budget_text
 from dmr_gym.types import FloatArray
 
+KL_CEILING = 1e4
+"""Larger KLs, in nats, are drawn as this: one precision may exclude what the other says."""
+
 COLORS = ("#1f4e9c", "#d9822b", "#2e8b57", "#8e4fa8")
 """Of the lower precisions, and of the pools."""
 
@@ -42,8 +45,8 @@ def draw_kls(
         bound: whether the KLs are lower bounds.
     """
     plt = _pyplot()
-    values = np.maximum(kls, KL_FLOOR)
-    edges = np.geomspace(min(values.min(), *thresholds) * 0.8, max(values.max(), *thresholds) * 1.25, 64)
+    values, taus = np.clip(kls, KL_FLOOR, KL_CEILING), np.clip(thresholds, KL_FLOOR, KL_CEILING)
+    edges = np.geomspace(min(values.min(), taus.min()) * 0.8, max(values.max(), taus.max()) * 1.25, 64)
     size = (7.5, 0.9 + 2.6 * len(lower))
     figure, rows = plt.subplots(len(lower), 1, figsize=size, sharex=True, squeeze=False, layout="constrained")
     for p, name in enumerate(lower):
@@ -54,11 +57,14 @@ def draw_kls(
             axes.axvspan(plateau.low, plateau.high, color="0.9", linewidth=0, zorder=0, label=inside)
         axes.hist(values[:, p], bins=edges, color=color, alpha=0.8, zorder=2)
         origin = "" if plateau is not None else " (given)" if plateaus is None else " (Otsu: no plateau found)"
-        axes.axvline(tau, color="black", linestyle="--", linewidth=1.2, zorder=3, label=f"τ = {tau:.2g} nats{origin}")
+        axes.axvline(
+            taus[p], color="black", linestyle="--", linewidth=1.2, zorder=3, label=f"τ = {tau:.2g} nats{origin}"
+        )
         axes.set(xscale="log", ylabel=f"{steps} steps")
         axes.set_title(
             f"{name}: {np.mean(kls[:, p] > tau):.1%} of {len(kls)} steps lie above τ", fontsize=10, loc="left"
         )
+        axes.yaxis.get_major_locator().set_params(integer=True)
         _tidy(axes)
         # Above the bars: a legend among them would hide steps, wherever it lay.
         axes.legend(frameon=False, fontsize=8.5, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0.2)

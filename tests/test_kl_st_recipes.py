@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 from pathlib import Path
 from types import ModuleType
@@ -15,7 +16,7 @@ from dmr_gym.kl import precision_labels
 from dmr_gym.kl_dataset import KLDataset
 from dmr_gym.router import PrecisionRouter
 from dmr_gym.training import HISTORY_FILE, STATE_FILE, read_history
-from tests.recipes import TINY, TOY, Runs, kill_often, load_recipe, write_critical
+from tests.recipes import ROOT, TINY, TOY, Runs, kill_often, load_recipe, write_critical
 
 THREE = """
 task = "toy"
@@ -240,3 +241,15 @@ def test_clicks_of_a_world_without_pages_are_refused(critical, train, tmp_path):
     """The message names the types that there are."""
     with pytest.raises(ConfigError, match="no step of the data counts with --steps click: its types are action"):
         train.main(["--data", str(critical), "--out", str(tmp_path), "--steps", "click", *TINY])
+
+
+def test_the_commands_of_the_page_are_understood():
+    """Each command line of docs/training/kl-st.md is one that its recipe takes."""
+    page = (ROOT / "docs" / "training" / "kl-st.md").read_text(encoding="utf-8")
+    commands = [line for line in page.splitlines() if line.startswith("python agents/")]
+    recipes = {"collect_kl", "train_kl_st", "calibrate", "evaluate"}
+    modules = {name: load_recipe(name) for name in recipes}
+    for command in commands:
+        _, path, *argv = shlex.split(command)
+        modules[Path(path).stem].parse_args(argv)
+    assert {Path(command.split()[1]).stem for command in commands} == recipes
