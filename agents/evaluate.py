@@ -95,6 +95,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add_env_options(parser)
     args = parser.parse_args(argv)
     check_calibration_args(args)
+    if args.thresholds is not None and (args.split_ties or args.calibration_tasks is not None):
+        raise ConfigError("--split-ties and --calibration-tasks have no effect with --thresholds: leave them out")
     if args.random_seeds < 0:
         raise ConfigError(f"--random-seeds must be at least 0, got {args.random_seeds}")
     return args

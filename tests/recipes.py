@@ -26,6 +26,7 @@ TINY = ["--n-layers", "1", "--d-model", "32", "--n-heads", "2", "--d-ff", "64", 
 
 _SERVER = """
 import json, os, runpy, sys
+import matplotlib.pyplot, torch.utils.tensorboard  # which recipes import late
 recipe = runpy.run_path(sys.argv[1], run_name="recipe")
 print("ready", flush=True)
 for line in sys.stdin:
@@ -110,29 +111,45 @@ class Runs:
         self._server.stdin.flush()
 
 
-def kill_often(
-    runs: Runs, argv: Sequence[str], out: Path, kills: int, longest_s: float, check: Callable[[], None]
-) -> None:
+def kill_often(runs: Runs, argv: Sequence[str], out: Path, saved: str, kills: int, check: Callable[[], None]) -> None:
     """Start a run again and again, and kill it each time at a random moment, until so many kills have hit.
 
-    A run that comes to its end, and the last one, which is left alone, is checked; then its folder is cleared.
+    A kill comes within a fifth of a second after the run has saved something, in every fourth run within a second
+    after its start. A run that comes to its end, and the last one, which is left alone, is checked; then its folder is
+    cleared.
 
     Args:
         runs: of the recipe.
         argv: that goes on with what ``out`` holds.
         out: folder of the run.
+        saved: pattern of the files in which it saves what it has done.
         kills: that hit a run before its end.
-        longest_s: seconds within which a kill comes.
-        check: called with the result of a run in ``out``.
+        check: called when a run has ended in ``out``.
     """
     chance = random.Random(0)
+
+    def stamp() -> tuple[tuple[str, int], ...]:
+        return tuple(sorted((path.name, path.stat().st_mtime_ns) for path in out.glob(saved)))
+
+    going_on, wanted = 0, kills // 4
     while kills:
-        moment = chance.uniform(0.0, longest_s)
-        status = runs.run(argv, when=lambda seconds, moment=moment: seconds > moment)
-        kills -= status == -signal.SIGKILL
+        before, wait_s, blindly = stamp(), chance.uniform(0.0, 0.2), chance.random() < 0.25
+        since = []
+
+        def when(seconds: float, before=before, wait_s=wait_s, blindly=blindly, since=since) -> bool:
+            if blindly:
+                return seconds > 5 * wait_s
+            if not since and (stamp() != before or (out / "run.json").exists() or seconds > 60):
+                since.append(seconds)
+            return bool(since) and seconds - since[0] > wait_s
+
+        status = runs.run(argv, when)
         assert status in (0, -signal.SIGKILL)
+        kills -= status == -signal.SIGKILL
+        going_on += status == -signal.SIGKILL and stamp() != before and not (out / "run.json").exists()
         if status == 0:
             check()
             shutil.rmtree(out)
+    assert going_on >= wanted, "too few kills have hit a run in the middle of its work"
     assert runs.run(argv) == 0
     check()

@@ -206,6 +206,14 @@ def test_thresholds_that_do_not_fit_are_refused(router, calibrated, tmp_path, ch
         read_calibration(tmp_path / "t.json", PrecisionRouter.load(router), **asked)
 
 
+@pytest.mark.parametrize("option", [["--split-ties"], ["--calibration-tasks", "3"]])
+def test_what_a_file_of_thresholds_settles_is_not_asked_for_again(agents, router, calibrated, tmp_path, option):
+    """An option without effect is a mistake."""
+    options = ["--router", str(router), "--out", str(tmp_path), "--thresholds", str(calibrated / THRESHOLDS_FILE)]
+    with pytest.raises(ConfigError, match="have no effect with --thresholds"):
+        agents["evaluate"].main([*options, *option, *TOY])
+
+
 def test_missing_thresholds_say_who_writes_them(router, tmp_path):
     """The way out is named."""
     with pytest.raises(ConfigError, match=r"no thresholds at .*: agents/calibrate\.py writes them"):
