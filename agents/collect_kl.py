@@ -7,15 +7,17 @@ How this differs from the paper, which does not state the first two choices:
 
 1. The divergence is KL(high || low) in nats, exact over the vocabulary, averaged over the tokens of the action block.
    ``--direction`` and ``--reduce`` change it; the data set also holds the value over all tokens of the completion.
-2. The threshold that the picture shows is found on action steps alone, as the paper does for ALFWorld.
-3. In WebShop the paper learns from click steps only; here searches are action steps as well.
+2. With ``--top-k`` all vocabulary entries that are not kept on both sides count as one: the KL is then a lower bound.
+3. The thresholds that the picture shows are found on action steps alone, as the paper does for ALFWorld. Steps of every
+   type are recorded, and agents/train_kl_st.py --steps chooses.
+4. With more than two precisions each lower one is compared with the highest.
 
     python agents/collect_kl.py --out runs/kl --tasks 160
     python agents/collect_kl.py --out runs/kl-toy --env DMR-Toy-v0
     python agents/collect_kl.py --out runs/kl --config configs/alfworld.toml --set lambda_=0.05
 
 ``--out`` then holds kl.safetensors, run.json, kl_histogram.png, and a file an episode in episodes/. Started again after
-an interruption with the same options, it goes on with the episodes that are missing.
+it was stopped or killed, with the same options, it goes on with the episodes that are missing; ``--tasks`` may grow.
 """
 
 from __future__ import annotations
@@ -30,15 +32,16 @@ from typing import Any
 
 import numpy as np
 
-from dmr_gym.calibration import KL_FLOOR, Plateau, find_plateau
 from dmr_gym.command_line import add_env_options, chosen_env, first_tasks, make_envs, recipe_parser, run
 from dmr_gym.encoders import make_encoder
 from dmr_gym.errors import ConfigError
-from dmr_gym.kl import counted_steps
 from dmr_gym.kl_dataset import KLDataset, label_trajectory, read_settings
+from dmr_gym.kl_figures import draw_kls
+from dmr_gym.kl_training import Labelling, label_dataset, labelling_lines
 from dmr_gym.policies import FixedPrecision
 from dmr_gym.rollout import Trajectory, rollout
 from dmr_gym.runs import file_digest, provenance, write_atomically, write_json
+from dmr_gym.training import claim_folder, stop_on_signal
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -63,7 +66,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--top-k",
         type=int,
         metavar="K",
-        help="vocabulary entries kept a token; the KL is then a lower bound (default: all, exact)",
+        help="vocabulary entries kept a token and precision; the KL is then a lower bound (default: all, exact)",
     )
     add_env_options(parser)
     return parser.parse_args(argv)
@@ -72,6 +75,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Play, score, and write the data set."""
     args = parse_args(argv)
+    if args.top_k is not None and args.top_k < 1:
+        raise ConfigError(f"--top-k must be at least 1, got {args.top_k}")
     env_id, config = chosen_env(args, args.out / "cache")
     envs = make_envs(config, args.panel, args.num_envs)
     task_ids = first_tasks(envs, args.tasks)
@@ -85,27 +90,34 @@ def main(argv: Sequence[str] | None = None) -> None:
         "models": {name: envs.backend.digest(name) for name in envs.precisions},
         "encoder": make_encoder(config.encoder).digest,
     }
+    # The same command goes on with what is there, so there is no --resume.
+    claim_folder(args.out, settings, resume=True)
     paths = {task_id: _episode_path(args.out, task_id) for task_id in task_ids}
     missing = [task_id for task_id, path in paths.items() if not _is_done(path, settings)]
 
-    def label_and_save(trajectory: Trajectory) -> None:
-        path = paths[trajectory.key.task_id]
-        label_trajectory(trajectory, envs.backend, **options).save(path, settings)
+    with stop_on_signal("episode", "the same command") as stop:
 
-    high = FixedPrecision(len(envs.precisions) - 1)
-    title = f"{envs.precisions[-1]} plays {args.panel}"
-    rollout(envs, high, missing, keep_turns=True, on_episode=label_and_save, progress=title)
+        def label_and_save(trajectory: Trajectory) -> None:
+            path = paths[trajectory.key.task_id]
+            label_trajectory(trajectory, envs.backend, **options).save(path, settings)
+            stop.leave(f"the episode of {trajectory.key.task_id}")
+
+        high = FixedPrecision(len(envs.precisions) - 1)
+        title = f"{envs.precisions[-1]} plays {args.panel}"
+        rollout(envs, high, missing, keep_turns=True, on_episode=label_and_save, progress=title)
     envs.close()
 
     dataset = KLDataset.concatenate([KLDataset.load(path) for path in paths.values()])
     dataset.save(args.out / "kl.safetensors", settings)
-    plateau = action_plateau(dataset)
-    picture = args.out / "kl_histogram.png"
-    write_atomically(picture, lambda part: plot_kl(dataset, envs.precisions[:-1], plateau, part))
-    summary = summarize(dataset, plateau)
+    _, labelling = label_dataset(dataset, "action", None)
+    lower, bound = envs.precisions[:-1], args.top_k is not None
+    kls, taus, picture = labelling.counted_kls(dataset), labelling.thresholds, args.out / "kl_histogram.png"
+    write_atomically(picture, lambda part: draw_kls(kls, lower, taus, labelling.plateaus, part, bound=bound))
+    summary = summarize(dataset, labelling)
     record = {
         "settings": settings,
         "tasks": len(task_ids),
+        "kl_is_lower_bound": bound,
         "dataset_sha256": file_digest(args.out / "kl.safetensors"),
         "summary": summary,
         **provenance(),
@@ -114,51 +126,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(
         f"{summary['episodes']} episodes, {summary['steps']} steps, success of high precision {summary['success']:.1%}"
     )
-    found = "between two modes" if plateau.bimodal else "by Otsu's method: there is one mode only"
-    print(f"threshold {plateau.threshold:.2g} nats {found}; {plateau.share_above:.1%} of action steps lie above it")
+    if bound:
+        print(f"the KLs are lower bounds: only the {args.top_k} likeliest tokens of each precision are told apart")
+    for line in labelling_lines(labelling, lower):
+        print(line)
     print(f"wrote {args.out / 'kl.safetensors'} and {picture}")
 
 
-def action_plateau(dataset: KLDataset) -> Plateau:
-    """Find the threshold on the action steps' KLs, all lower precisions together."""
-    return find_plateau(dataset.kl_action[counted_steps(dataset.step_types, "action")].ravel())
-
-
-def summarize(dataset: KLDataset, plateau: Plateau) -> dict[str, Any]:
-    """The numbers that tell whether the data set is usable."""
+def summarize(dataset: KLDataset, labelling: Labelling) -> dict[str, Any]:
+    """The numbers that tell whether the data set is usable; KLs in nats, a number for each lower precision."""
+    kls = labelling.counted_kls(dataset)
     return {
         "episodes": len(dataset),
         "steps": len(dataset.rows),
         "success": float(dataset.success.mean()),
-        "action_steps": int(counted_steps(dataset.step_types, "action").sum()),
-        "kl_mean": dataset.kl_action.mean(axis=0).tolist(),
-        "kl_median": np.median(dataset.kl_action, axis=0).tolist(),
-        "plateau": asdict(plateau),
+        "action_steps": len(kls),
+        "step_types": {kind: dataset.step_types.count(kind) for kind in sorted(set(dataset.step_types))},
+        "kl_action_mean": kls.mean(axis=0).tolist(),
+        "kl_action_median": np.median(kls, axis=0).tolist(),
+        "kl_all_mean": dataset.kl_all.mean(axis=0).tolist(),
+        "labelling": asdict(labelling),
     }
-
-
-def plot_kl(dataset: KLDataset, lower: Sequence[str], plateau: Plateau, path: Path) -> None:
-    """Draw the distribution of the KLs on a logarithmic scale, as Figure 3 (left) of the paper, with the threshold."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    kls = np.maximum(dataset.kl_action[counted_steps(dataset.step_types, "action")], KL_FLOOR)
-    edges = np.geomspace(kls.min() * 0.9, kls.max() * 1.1, 60)
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    for p, name in enumerate(lower):
-        axes.hist(kls[:, p], bins=edges, histtype="stepfilled", alpha=0.55, label=f"{name}, {len(kls)} steps")
-    if plateau.bimodal:
-        inside = f"plateau, {plateau.share_inside:.1%} of steps"
-        axes.axvspan(plateau.low, plateau.high, color="0.88", zorder=0, label=inside)
-    axes.axvline(plateau.threshold, color="black", linestyle="--", linewidth=1.2, label=f"τ = {plateau.threshold:.2g}")
-    axes.set(xscale="log", xlabel="KL to the highest precision, nats (log scale)", ylabel="action steps")
-    axes.set_title(f"{plateau.share_above:.1%} of steps need high precision", fontsize=11)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
 
 
 def _episode_path(out: Path, task_id: str) -> Path:

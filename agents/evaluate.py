@@ -11,10 +11,13 @@ How this differs from the paper:
 2. Each number has a 95 % bootstrap interval over tasks.
 3. Time is modelled, Eq. 9 with the environment's coefficients; router time counts only where a router decides.
 4. The calibration scores come from one run at the default threshold 0.5, as there; tied scores can make the share of
-   high-precision steps exceed K, so the realised shares are reported.
-5. In WebShop the paper sends every search to the highest precision; here the router decides at searches too.
+   high-precision steps exceed K, so the realised shares are reported. ``--thresholds`` reads what agents/calibrate.py
+   found instead.
+5. In WebShop the paper sends every search to the highest precision. Here that is so for routers trained on click steps
+   alone, or with ``--force-high search``; random routing then decides at the same steps as the router.
 
     python agents/evaluate.py --router runs/kl-st/router --out runs/eval --tasks 60 --calibration-tasks 60
+    python agents/evaluate.py --router runs/kl-st/router --out runs/eval --thresholds runs/calibration/thresholds.json
 
 ``--out`` then holds results.json, episodes.jsonl (one line an episode), and accuracy_latency.png.
 """
@@ -31,13 +34,21 @@ from typing import Any
 import numpy as np
 
 from dmr_gym import trained_on
-from dmr_gym.calibration import Threshold, budget_threshold
 from dmr_gym.command_line import add_env_options, chosen_env, first_tasks, make_envs, recipe_parser, run
-from dmr_gym.config import EnvConfig
-from dmr_gym.encoders import make_encoder
+from dmr_gym.deployment import (
+    DEFAULT_TAU,
+    Calibration,
+    add_calibration_options,
+    budget_text,
+    calibrate,
+    check_calibration_args,
+    check_router,
+    forced_types,
+    forcing,
+    read_calibration,
+)
 from dmr_gym.errors import ConfigError
 from dmr_gym.figures import draw_accuracy_latency
-from dmr_gym.kl import counted_steps
 from dmr_gym.latency import price_source
 from dmr_gym.metrics import Difference, Summary, paired_difference, summarize
 from dmr_gym.policies import FixedPrecision, Policy, RandomPolicy, RouterPolicy
@@ -72,41 +83,23 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--out", type=Path, required=True, metavar="DIR", help="folder for everything this run writes")
     add("--panel", default="test", help="panel to report (default: %(default)s)")
     add("--tasks", type=int, metavar="N", help="first N tasks of that panel (default: all)")
-    add("--calibration-panel", default="calibration", help="panel for the thresholds (default: %(default)s)")
-    add("--calibration-tasks", type=int, metavar="N", help="first N tasks of that panel (default: all)")
-    add(
-        "--budgets",
-        type=float,
-        nargs="+",
-        default=[0.2, 0.4, 0.7],
-        metavar="K",
-        help="shares of high-precision steps, in [0, 1] (default: 0.2 0.4 0.7)",
-    )
-    add(
-        "--steps",
-        choices=("action", "all"),
-        default="action",
-        help="steps whose scores give the thresholds (default: %(default)s)",
-    )
     add("--random-seeds", type=int, default=3, metavar="N", help="runs of each random policy (default: %(default)s)")
-    add("--resamples", type=int, default=2000, metavar="N", help="bootstrap resamples (default: %(default)s)")
-    add("--device", default="cpu", help="torch device of the router (default: %(default)s)")
+    add(
+        "--thresholds",
+        type=Path,
+        metavar="FILE",
+        help="thresholds.json of agents/calibrate.py, in place of playing the calibration panel; it says the budgets "
+        "and the forced types too",
+    )
+    add_calibration_options(parser)
     add_env_options(parser)
     args = parser.parse_args(argv)
-    check_args(args)
+    check_calibration_args(args)
+    if args.thresholds is not None and (args.split_ties or args.calibration_tasks is not None):
+        raise ConfigError("--split-ties and --calibration-tasks have no effect with --thresholds: leave them out")
+    if args.random_seeds < 0:
+        raise ConfigError(f"--random-seeds must be at least 0, got {args.random_seeds}")
     return args
-
-
-def check_args(args: argparse.Namespace) -> None:
-    """Refuse numbers that would end the run only after something was played."""
-    for budget in args.budgets:
-        if not 0.0 <= budget <= 1.0:
-            raise ConfigError(f"--budgets are shares of steps in [0, 1], got {budget}")
-    if len(set(args.budgets)) < len(args.budgets):
-        raise ConfigError(f"--budgets must differ from each other, got {args.budgets}")
-    for name, least in (("random_seeds", 0), ("resamples", 1), ("num_envs", 1)):
-        if getattr(args, name) < least:
-            raise ConfigError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(args, name)}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -122,10 +115,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     for warning in trained_on.check(router.trained_on, here, config.max_steps):
         print(f"warning: {warning}")
     prices = price_source(config.latency)
-    scores = calibration_scores(router, config, args)
-    thresholds = [budget_threshold(scores, budget) for budget in args.budgets]
+    if args.thresholds is not None:
+        calibration = read_calibration(args.thresholds, router, args.budgets, args.force_high)
+        forced_types(calibration.forced, router)
+        if calibration.models != models:
+            print(f"warning: {args.thresholds} was made with other models of the same precisions")
+    else:
+        calibration, _ = calibrate(router, config, args, forced_types(args.force_high, router))
 
-    played = play(envs, router, thresholds, task_ids, args)
+    played = play(envs, router, calibration, task_ids, args)
     high = len(envs.precisions) - 1
     rows = tabulate(played, high, config.lambda_, args.resamples)
     differences = compare(played, high, config.lambda_, args.resamples)
@@ -140,8 +138,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         "models": models,
         "router_digest": router.digest(),
         "router_trained_on": router.trained_on,
-        "calibration": describe_scores(scores),
-        "thresholds": [asdict(threshold) for threshold in thresholds],
+        "calibration": calibration.scores,
+        "forced_high": calibration.forced,
+        "thresholds": [asdict(threshold) for threshold in calibration.thresholds],
         "results": [{"kind": row.kind, **asdict(row.summary)} for row in rows],
         "differences": [asdict(difference) for difference in differences],
         **provenance(),
@@ -154,34 +153,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"picture: {picture}\nnumbers: {args.out / 'results.json'} and {args.out / 'episodes.jsonl'}")
 
 
-def check_router(router: PrecisionRouter, config: EnvConfig) -> None:
-    """Refuse a router of other sizes, before anything is loaded."""
-    if router.config.n_precisions != len(config.precisions):
-        raise ConfigError(
-            f"the router chooses among {router.config.n_precisions} precisions, "
-            f"but the environment has {list(config.precisions)}"
-        )
-    width = make_encoder(config.encoder).dim
-    if router.config.embedding_dim != width:
-        raise ConfigError(
-            f"the router reads step embeddings of width {router.config.embedding_dim}, but the environment's encoder "
-            f"gives {width}: use the encoder that the router was trained with (--set encoder.kind=...)"
-        )
-
-
-def calibration_scores(router: PrecisionRouter, config: EnvConfig, args: argparse.Namespace) -> np.ndarray:
-    """p_high (N,) of the steps that count when the router plays the calibration panel at threshold 0.5 (Eq. 7)."""
-    envs = make_envs(config, args.calibration_panel, args.num_envs)
-    tasks = first_tasks(envs, args.calibration_tasks)
-    trajectories = rollout(envs, RouterPolicy(router), tasks, progress="calibration")
-    envs.close()
-    return np.concatenate([t.p_high[t.router_called & counted_steps(t.step_types, args.steps)] for t in trajectories])
-
-
 def play(
     envs: PrecisionRoutingVectorEnv,
     router: PrecisionRouter,
-    thresholds: Sequence[Threshold],
+    calibration: Calibration,
     task_ids: Sequence[str],
     args: argparse.Namespace,
 ) -> Played:
@@ -195,25 +170,23 @@ def play(
         ("high", f"always {envs.precisions[-1]}"): run_policy(f"always {envs.precisions[-1]}", FixedPrecision(high)),
         ("low", f"always {envs.precisions[0]}"): run_policy(f"always {envs.precisions[0]}", FixedPrecision(0)),
     }
-    points = {f"K={budget_text(threshold.budget)}": threshold.value for threshold in thresholds} | {"p≥0.5": 0.5}
-    for label, tau in points.items():
-        routed = run_policy(f"router {label}", RouterPolicy(router, tau=tau))
-        actions = np.concatenate([t.actions for t in routed])
+    forced = calibration.forced
+    points = {f"K={budget_text(t.budget)}": (t.value, t.tie_probability) for t in calibration.thresholds}
+    for label, (tau, tie_probability) in (points | {"p≥0.5": (DEFAULT_TAU, 1.0)}).items():
+        policy = RouterPolicy(router, tau=tau, tie_probability=tie_probability)
+        routed = run_policy(f"router {label}", forcing(policy, high, forced))
+        actions = np.concatenate([t.actions[t.router_called] for t in routed])
         shares = (np.bincount(actions, minlength=high + 1) / len(actions)).tolist()
         played["router", f"router {label}"] = routed
         drawn: list[Trajectory] = []
         for seed in range(args.random_seeds):
-            runs = run_policy(f"random {label}, seed {seed}", RandomPolicy(shares, len(envs.precisions), seed))
+            random = forcing(RandomPolicy(shares, len(envs.precisions), seed), high, forced)
+            runs = run_policy(f"random {label}, seed {seed}", random)
             # Seeds repeat a task, so they are told apart as repeats and stay one group of the bootstrap.
             drawn += [replace(t, key=t.key._replace(repeat=seed)) for t in runs]
         if drawn:
             played["random", f"random {label}"] = drawn
     return played
-
-
-def budget_text(budget: float) -> str:
-    """Two digits where they say it all, else as many as it takes: no two budgets share a text."""
-    return f"{budget:.2f}" if round(budget, 2) == budget else repr(budget)
 
 
 def tabulate(played: dict[tuple[str, str], list[Trajectory]], high: int, lambda_: float, resamples: int) -> list[Row]:
@@ -240,16 +213,6 @@ def compare(played: Played, high: int, lambda_: float, resamples: int) -> list[D
     return differences
 
 
-def describe_scores(scores: np.ndarray) -> dict[str, Any]:
-    """How the scores of the calibration panel lie: what Appendix D of the paper looks at."""
-    return {
-        "steps": len(scores),
-        "mean": float(scores.mean()),
-        "quantiles": {f"{q:.2f}": float(np.quantile(scores, q)) for q in (0.05, 0.25, 0.5, 0.75, 0.95)},
-        "share_at_least_half": float((scores >= 0.5).mean()),
-    }
-
-
 def episode_lines(played: Played) -> str:
     """One JSON object a line: what each policy did in each episode."""
     lines = []
@@ -266,7 +229,7 @@ def episode_lines(played: Played) -> str:
                 "steps": len(t.actions),
                 "completion_tokens": t.completion_tokens.tolist(),
                 "actions": t.actions.tolist(),
-                "p_high": [float(p) for p in t.p_high] if t.router_called.any() else None,
+                "p_high": [None if np.isnan(p) else float(p) for p in t.p_high] if t.router_called.any() else None,
                 "step_types": list(t.step_types),
             }
             lines.append(json.dumps(line) + "\n")

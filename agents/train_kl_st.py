@@ -1,65 +1,70 @@
-"""Train the router on KL labels: KL-ST, the first stage of the paper (section 4.2).
+"""Train a router on KL supervision: which steps need high precision (paper section 4.2).
 
-A step is labelled with the lowest precision whose KL stays under a threshold (Eq. 5), and the router learns the labels
-by class-weighted cross-entropy (Eq. 6): one causal pass scores all decisions of an episode.
+Each step's KL becomes the label "low is enough" or "high is needed" by a threshold (Eq. 5), and the router learns the
+labels by class-weighted cross-entropy (Eq. 6): one causal pass scores all decisions of an episode.
 
 How this differs from the paper, which does not state the first two choices:
 
 1. The threshold is the middle of the plateau that `dmr_gym.calibration.find_plateau` finds; ``--threshold`` sets it.
 2. AdamW 3e-4 with weight decay 0.01, 20 epochs at most, stopped early on the balanced accuracy of held-out tasks.
 3. ``--steps action`` (AO) takes the threshold and the loss from action steps alone, ``--steps all`` (AS) from all.
-   In WebShop the paper trains on click steps only; here searches are action steps as well.
+   In WebShop the paper learns from clicks alone: that is ``--steps click``, and then `agents/calibrate.py` and
+   `agents/evaluate.py` send searches to the highest precision, as the paper does.
+4. With more than two precisions the label is the lowest one whose KL stays under its own threshold.
 
     python agents/train_kl_st.py --data runs/kl --out runs/kl-st
     tensorboard --logdir runs/kl-st/tensorboard
 
-``--out`` then holds the best epoch's router in router/, run.json with every setting and version, and curves.
+``--out`` then holds the best epoch's router in router/, run.json with every setting and version, kl_histogram.png, and
+the curves. A stopped or killed run goes on with ``--resume`` and ends in the same router, bit by bit: order and dropout
+are functions of the seed and the number of the epoch and of the update.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from dmr_gym import trained_on
-from dmr_gym.calibration import find_plateau
-from dmr_gym.command_line import recipe_parser, run
+from dmr_gym.command_line import add_router_options, recipe_parser, router_config, run
 from dmr_gym.device import torch_device
 from dmr_gym.errors import ConfigError
-from dmr_gym.kl import counted_steps, precision_labels
+from dmr_gym.kl import STEPS
 from dmr_gym.kl_dataset import KLDataset, read_settings
+from dmr_gym.kl_figures import draw_kls
+from dmr_gym.kl_training import (
+    LabelledEpisode,
+    Labelling,
+    Score,
+    batches,
+    counted_labels,
+    describe_data,
+    label_dataset,
+    labelling_lines,
+    score_router,
+    split_by_task,
+)
 from dmr_gym.losses import class_weights, weighted_cross_entropy
-from dmr_gym.metrics import balanced_accuracy
-from dmr_gym.router import PrecisionRouter, RouterConfig, pad_rows
-from dmr_gym.runs import file_digest, provenance, write_json
-
-
-@dataclass(frozen=True)
-class Episode:
-    """One trajectory to learn from: rows (T, D) float32, labels (T,) int64, and (T,) bool of the steps that count."""
-
-    rows: np.ndarray
-    labels: np.ndarray
-    counted: np.ndarray
-
-
-@dataclass(frozen=True)
-class Score:
-    """Quality on held-out tasks: balanced accuracy, mean loss in nats, share of steps sent to the highest precision."""
-
-    balanced_accuracy: float
-    loss: float
-    high_share: float
+from dmr_gym.router import PrecisionRouter
+from dmr_gym.runs import file_digest, provenance, write_atomically, write_json
+from dmr_gym.training import (
+    STATE_FILE,
+    RunLog,
+    Stop,
+    claim_folder,
+    load_training_state,
+    save_training_state,
+    stop_on_signal,
+    update_seed,
+)
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -68,8 +73,22 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--data", type=Path, required=True, metavar="DIR", help="folder that agents/collect_kl.py wrote")
     add("--out", type=Path, required=True, metavar="DIR", help="folder for everything this run writes")
-    add("--threshold", type=float, metavar="NATS", help="KL above which a precision is too low (default: the plateau)")
-    add("--steps", choices=("action", "all"), default="action", help="steps that count (default: %(default)s)")
+    add("--resume", action="store_true", help="go on with the run in --out; its settings must be the same")
+    add(
+        "--threshold",
+        type=float,
+        nargs="+",
+        metavar="NATS",
+        help="KL above which a precision is too low: one for all, or one a lower precision in ascending order "
+        "(default: each from its own plateau)",
+    )
+    add(
+        "--steps",
+        choices=STEPS,
+        default="action",
+        help="steps that count for thresholds, labels and loss: all but thoughts (action), all with the KL over all "
+        "tokens (all), or WebShop's clicks alone (click) (default: %(default)s)",
+    )
     add("--epochs", type=int, default=20, metavar="N", help="most passes over the data (default: %(default)s)")
     add("--patience", type=int, default=5, metavar="N", help="epochs without a better score (default: %(default)s)")
     add("--batch-size", type=int, default=16, metavar="N", help="episodes a gradient step (default: %(default)s)")
@@ -79,12 +98,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--validation-share", type=float, default=0.2, metavar="X", help="of tasks, in (0, 1) (default: %(default)s)")
     add("--seed", type=int, default=0, help="of weights, split, order and dropout (default: %(default)s)")
     add("--device", default="cpu", help="torch device (default: %(default)s)")
-    sizes = parser.add_argument_group("router")
-    defaults = RouterConfig()
-    for name in ("n_layers", "d_model", "n_heads", "d_ff", "max_length"):
-        flag, value = f"--{name.replace('_', '-')}", getattr(defaults, name)
-        sizes.add_argument(flag, type=int, default=value, metavar="N", help=f"see RouterConfig (default: {value})")
-    sizes.add_argument("--dropout", type=float, default=defaults.dropout, metavar="X", help="(default: %(default)s)")
+    add_router_options(parser)
     args = parser.parse_args(argv)
     check_args(args)
     return args
@@ -101,8 +115,9 @@ def check_args(args: argparse.Namespace) -> None:
             raise ConfigError(f"--{name.replace('_', '-')} must be a finite number {low}, got {value}")
     if not 0 < args.validation_share < 1:
         raise ConfigError(f"--validation-share must lie between 0 and 1, got {args.validation_share}")
-    if args.threshold is not None and not args.threshold >= 0:
-        raise ConfigError(f"--threshold must be a number of nats of at least 0, got {args.threshold}")
+    for threshold in args.threshold or ():
+        if not threshold >= 0:
+            raise ConfigError(f"--threshold must be a number of nats of at least 0, got {threshold}")
     torch_device(args.device)
 
 
@@ -110,200 +125,154 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Label, split, train, and keep the best router."""
     args = parse_args(argv)
     data_file = args.data / "kl.safetensors"
-    dataset = KLDataset.load(data_file)
-    data_settings = read_settings(data_file)
-    trained_on_record = describe_data(dataset, data_settings)
-    counted = counted_steps(dataset.step_types, args.steps)
-    kls = dataset.kl_action if args.steps == "action" else dataset.kl_all
-    plateau = find_plateau(kls[counted].ravel()) if args.threshold is None else None
-    threshold = plateau.threshold if plateau is not None else args.threshold
-    labels = precision_labels(kls, threshold)
-    columns = zip(dataset.split(dataset.rows), dataset.split(labels), dataset.split(counted), strict=True)
-    episodes = [Episode(*column) for column in columns]
+    dataset, data_settings = KLDataset.load(data_file), read_settings(data_file)
+    trained_on_record = describe_data(dataset, data_settings, args.steps)
+    episodes, labelling = label_dataset(dataset, args.steps, args.threshold)
     training, validation = split_by_task(episodes, dataset.task_ids, args.validation_share, args.seed)
-    n_precisions = kls.shape[1] + 1
-    weights = class_weights(_counted_labels(training), n_precisions)
-    check_labels(weights, threshold)
+    n_precisions = len(labelling.thresholds) + 1
+    weights = class_weights(counted_labels(training), n_precisions)
+    check_labels(weights, labelling)
 
     torch.manual_seed(args.seed)
-    router = PrecisionRouter(
-        RouterConfig(
-            embedding_dim=dataset.rows.shape[1],
-            n_precisions=n_precisions,
-            n_layers=args.n_layers,
-            d_model=args.d_model,
-            n_heads=args.n_heads,
-            d_ff=args.d_ff,
-            dropout=args.dropout,
-            max_length=args.max_length,
-        )
-    ).to(args.device)
+    router = PrecisionRouter(router_config(args, dataset.rows.shape[1], n_precisions)).to(args.device)
     router.trained_on = trained_on_record
-    counts = np.bincount(_counted_labels(training), minlength=n_precisions).tolist()
-    print(
-        f"{len(training)} training and {len(validation)} validation episodes; τ = {threshold:.3g} nats; labels {counts}"
+    settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
+    settings["data_sha256"] = file_digest(data_file)
+    # Where the data lies does not matter, and neither is any epoch changed by how many may follow.
+    free = ("data", "out", "resume", "epochs", "patience")
+    claim_folder(args.out, settings, args.resume, free)
+
+    counts = np.bincount(counted_labels(training), minlength=n_precisions).tolist()
+    lower = data_settings["env"]["precisions"][:-1]
+    print(f"{len(training)} training and {len(validation)} validation episodes, {args.steps} steps; labels {counts}")
+    for line in labelling_lines(labelling, lower):
+        print(line)
+    bound = data_settings.get("top_k") is not None
+    if bound:
+        print("the KLs are lower bounds: the data was collected with --top-k")
+    kls, taus, plateaus = labelling.counted_kls(dataset), labelling.thresholds, labelling.plateaus
+    write_atomically(
+        args.out / "kl_histogram.png",
+        lambda part: draw_kls(kls, lower, taus, plateaus, part, steps=args.steps, bound=bound),
     )
     print(f"router of {router.n_parameters / 1e6:.1f} M parameters on {args.device}")
 
-    history = train(router, training, validation, torch.from_numpy(weights), args)
-    best = max(history, key=_merit)
+    scores = train(router, training, validation, torch.from_numpy(weights), args)
+    best = max(scores, key=lambda score: score.merit)
     router = PrecisionRouter.load(args.out / "router")
     record = {
-        "settings": {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()},
-        "data_sha256": file_digest(data_file),
+        "settings": settings,
         "data_settings": data_settings,
-        "threshold": threshold,
-        "plateau": asdict(plateau) if plateau is not None else None,
+        "kl_is_lower_bound": bound,
+        "labelling": asdict(labelling),
         "label_counts": counts,
         "class_weights": weights.tolist(),
         "router": asdict(router.config),
         "router_parameters": router.n_parameters,
         "router_digest": router.digest(),
-        "best_epoch": history.index(best) + 1,
+        "best_epoch": scores.index(best) + 1,
         "best": asdict(best),
-        "history": [asdict(score) for score in history],
+        "history": [asdict(score) for score in scores],
         **provenance(),
     }
     write_json(args.out / "run.json", record)
-    print(f"best epoch {history.index(best) + 1}: balanced accuracy {best.balanced_accuracy:.1%} on held-out tasks")
+    print(f"best epoch {scores.index(best) + 1}: balanced accuracy {best.balanced_accuracy:.1%} on held-out tasks")
     print(f"wrote {args.out / 'router'} and {args.out / 'run.json'}")
-
-
-def describe_data(dataset: KLDataset, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What the router learns from, as it will stand in its file.
-
-    Raises:
-        ConfigError: the data set does not say where it is from, or an episode outgrew the environment's window, which
-            training would show whole.
-    """
-    missing = [key for key in ("env_id", "panel", "env", "models", "encoder") if key not in settings]
-    if missing:
-        raise ConfigError(
-            f"the data set does not say its {', '.join(missing)}: collect it again (agents/collect_kl.py)"
-        )
-    env = settings["env"]
-    longest, window = int(dataset.lengths.max()), env["history_length"]
-    if longest > window:
-        raise ConfigError(
-            f"the data has episodes of up to {longest} steps, but a router deployed there sees {window} rows: collect "
-            f"again with --set history_length={longest} or more"
-        )
-    return trained_on.record(
-        env_id=settings["env_id"],
-        panel=settings["panel"],
-        precisions=env["precisions"],
-        embedding_dim=dataset.rows.shape[1],
-        encoder=settings["encoder"],
-        models=settings["models"],
-        history_length=window,
-    )
 
 
 def train(
     router: PrecisionRouter,
-    training: Sequence[Episode],
-    validation: Sequence[Episode],
+    training: Sequence[LabelledEpisode],
+    validation: Sequence[LabelledEpisode],
     weights: Tensor,
     args: argparse.Namespace,
 ) -> list[Score]:
-    """Fit the router, save it whenever it is better than before, and return the score after each epoch."""
+    """Fit the router from where the run in ``--out`` stands, save it whenever it is better than before.
+
+    Returns:
+        The score after each epoch, those before a resumption included.
+    """
     optimizer = torch.optim.AdamW(router.parameters(), lr=args.lr, weight_decay=args.weight_decay)
     weights = weights.to(router.device)
-    order = torch.Generator().manual_seed(args.seed)
-    history: list[Score] = []
-    steps = 0
-    with SummaryWriter(str(args.out / "tensorboard")) as writer, tqdm(total=args.epochs, unit="epoch") as bar:
-        for epoch in range(args.epochs):
-            router.train()
-            for batch in batches(training, args.batch_size, torch.randperm(len(training), generator=order).tolist()):
-                rows, labels, valid, counted = (tensor.to(router.device) for tensor in batch)
-                if not counted.any():
-                    continue
-                loss = weighted_cross_entropy(router(rows, valid), labels, counted, weights)
-                optimizer.zero_grad()
-                loss.backward()
-                norm = torch.nn.utils.clip_grad_norm_(router.parameters(), args.grad_clip)
-                optimizer.step()
-                steps += 1
-                writer.add_scalar("train/loss", loss.item(), steps)
-                writer.add_scalar("train/gradient_norm", norm.item(), steps)
-            score = evaluate(router, validation, weights, args.batch_size)
-            if all(_merit(score) > _merit(earlier) for earlier in history):
+    state = args.out / STATE_FILE
+    progress = load_training_state(state, router, [optimizer])
+    done = int(progress.get("epoch", 0))
+    with (
+        RunLog(args.out, done) as log,
+        stop_on_signal() as stop,
+        tqdm(total=args.epochs, initial=done, unit="epoch") as bar,
+    ):
+        scores = [Score.from_figures(figures) for figures in log.history]
+        while len(scores) < args.epochs and not is_stalled(scores, args.patience):
+            epoch = len(scores)
+            figures = train_epoch(router, optimizer, training, weights, epoch, progress, stop, args)
+            score = score_router(router, validation, weights, args.batch_size)
+            log.write(epoch + 1, figures | score.figures())
+            if all(score.merit > earlier.merit for earlier in scores):
                 router.save(args.out / "router")
-            history.append(score)
-            for name, value in asdict(score).items():
-                writer.add_scalar(f"validation/{name}", value, epoch + 1)
+            scores.append(score)
+            progress = {"epoch": epoch + 1}
+            save_training_state(state, router, [optimizer], progress)
             bar.update()
             bar.set_postfix(balanced_accuracy=f"{score.balanced_accuracy:.3f}", loss=f"{score.loss:.3f}")
-            if len(history) - 1 - history.index(max(history, key=_merit)) >= args.patience:
-                break
-    return history
+            stop.leave(f"epoch {epoch + 1}")
+    return scores
 
 
-def evaluate(router: PrecisionRouter, episodes: Sequence[Episode], weights: Tensor, batch_size: int) -> Score:
-    """Score the likeliest precision of every step that counts."""
-    router.eval()
-    labels, predictions, losses = [], [], []
-    with torch.no_grad():
-        for batch in batches(episodes, batch_size, range(len(episodes))):
-            rows, targets, valid, counted = (tensor.to(router.device) for tensor in batch)
-            if not counted.any():
-                continue
-            logits = router(rows, valid)
-            loss = weighted_cross_entropy(logits, targets, counted, weights)
-            losses.append((loss.item(), int(counted.sum())))
-            labels.append(targets[counted].cpu().numpy())
-            predictions.append(logits[counted].argmax(-1).cpu().numpy())
-    predicted = np.concatenate(predictions)
-    total = sum(number for _, number in losses)
-    return Score(
-        balanced_accuracy=balanced_accuracy(np.concatenate(labels), predicted),
-        loss=sum(loss * number for loss, number in losses) / total,
-        high_share=float((predicted == router.config.n_precisions - 1).mean()),
-    )
+def train_epoch(
+    router: PrecisionRouter,
+    optimizer: torch.optim.Optimizer,
+    training: Sequence[LabelledEpisode],
+    weights: Tensor,
+    epoch: int,
+    progress: dict[str, Any],
+    stop: Stop,
+    args: argparse.Namespace,
+) -> dict[str, float]:
+    """Take the gradient steps of an epoch that are still to be taken; a signal saves after any of them.
+
+    Returns:
+        Means over the epoch's gradient steps, those before a resumption included.
+    """
+    router.train()
+    order = torch.Generator().manual_seed(update_seed(args.seed, epoch, "order"))
+    episodes = torch.randperm(len(training), generator=order).tolist()
+    begun = int(progress.get("batch", 0))
+    losses, norms, steps = progress.get("losses", 0.0), progress.get("norms", 0.0), progress.get("steps", 0)
+    todo = batches(training, args.batch_size, episodes[begun * args.batch_size :])
+    for number, batch in enumerate(todo, begun + 1):
+        rows, labels, valid, counted = (tensor.to(router.device) for tensor in batch)
+        if not counted.any():
+            continue
+        torch.manual_seed(update_seed(args.seed, epoch * len(training) + number, "dropout"))
+        loss = weighted_cross_entropy(router(rows, valid), labels, counted, weights)
+        optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(router.parameters(), args.grad_clip)
+        optimizer.step()
+        losses, norms, steps = losses + loss.item(), norms + norm.item(), steps + 1
+        if stop.signal is not None:
+            saved = {"epoch": epoch, "batch": number, "losses": losses, "norms": norms, "steps": steps}
+            save_training_state(args.out / STATE_FILE, router, [optimizer], saved)
+            stop.leave(f"batch {number} of epoch {epoch + 1}")
+    return {"train/loss": losses / steps, "train/gradient_norm": norms / steps}
 
 
-def batches(episodes: Sequence[Episode], size: int, order: Sequence[int]) -> Iterator[tuple[Tensor, ...]]:
-    """Yield rows (B, T, D), labels (B, T), valid (B, T) and counted (B, T), padded to a batch's longest episode."""
-    for start in range(0, len(order), size):
-        chosen = [episodes[i] for i in order[start : start + size]]
-        rows, valid = pad_rows([episode.rows for episode in chosen])
-        labels = torch.zeros(valid.shape, dtype=torch.int64)
-        counted = torch.zeros_like(valid)
-        labels[valid] = torch.from_numpy(np.concatenate([episode.labels for episode in chosen]))
-        counted[valid] = torch.from_numpy(np.concatenate([episode.counted for episode in chosen]))
-        yield rows, labels, valid, counted
+def is_stalled(scores: Sequence[Score], patience: int) -> bool:
+    """Whether so many epochs have passed since the best one."""
+    best = max(range(len(scores)), key=lambda epoch: scores[epoch].merit, default=0)
+    return len(scores) - 1 - best >= patience
 
 
-def split_by_task(
-    episodes: Sequence[Episode], task_ids: Sequence[str], share: float, seed: int
-) -> tuple[list[Episode], list[Episode]]:
-    """Hold out a share of the tasks, with all their episodes."""
-    tasks = sorted(set(task_ids))
-    number = round(share * len(tasks))
-    if not 0 < number < len(tasks):
-        raise ConfigError(f"a validation share of {share} leaves {number} of {len(tasks)} tasks on one side")
-    held_out = {tasks[i] for i in np.random.default_rng(seed).permutation(len(tasks))[:number]}
-    pairs = list(zip(episodes, task_ids, strict=True))
-    return [e for e, task in pairs if task not in held_out], [e for e, task in pairs if task in held_out]
-
-
-def check_labels(weights: np.ndarray, threshold: float) -> None:
+def check_labels(weights: np.ndarray, labelling: Labelling) -> None:
     """Refuse labels that teach nothing."""
     if np.count_nonzero(weights) < 2:
         only = int(np.flatnonzero(weights)[0])
+        taus = ", ".join(f"{tau:.3g}" for tau in labelling.thresholds)
         raise ConfigError(
-            f"at a threshold of {threshold:.3g} nats every step has the same label, precision {only}: "
+            f"at a threshold of {taus} nats every step has the same label, precision {only}: "
             "choose another --threshold (kl_histogram.png shows the KLs) or collect more tasks"
         )
-
-
-def _counted_labels(episodes: Sequence[Episode]) -> np.ndarray:
-    return np.concatenate([episode.labels[episode.counted] for episode in episodes])
-
-
-def _merit(score: Score) -> tuple[float, float]:
-    return score.balanced_accuracy, -score.loss
 
 
 if __name__ == "__main__":

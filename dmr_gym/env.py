@@ -40,8 +40,9 @@ class PrecisionRoutingEnv(gym.Env[FloatArray, np.int64]):
 
     **Info** flat, the same keys from reset and step: success, is_success, score (0 to 1), precision (index; -1 at
     reset), latency_s = latency_llm_s + latency_router_s, completion_tokens, prompt_tokens, invalid_action,
-    invalid_reason ("" where the action was valid), step_type ("reset" at reset), step_index, task_id, cap_reached, and
-    over the episode so far high_precision_share (steps at the highest precision), episode_latency_s,
+    invalid_reason ("" where the action was valid), step_type ("reset" at reset), next_step_type (of the coming step,
+    where the world fixes it beforehand: "search" or "click" in WebShop; else ""), step_index, task_id, cap_reached,
+    and over the episode so far high_precision_share (steps at the highest precision), episode_latency_s,
     episode_completion_tokens. With ``info_text`` also action, observation, completion, and cache_hit, which depends on
     what earlier episodes computed: it is no function of seed and actions, and so not among the keys that are always
     there, which Gymnasium's checker compares between equal episodes.

@@ -234,6 +234,7 @@ class Episode:
             "invalid_action": step.invalid_reason is not None,
             "invalid_reason": step.invalid_reason or "",
             "step_type": step.step_type,
+            "next_step_type": step.next_step_type if turn else self.start.next_step_type,
             "step_index": steps,
             "task_id": self.start.task_id,
             "cap_reached": self.over and not (step.success or step.done),

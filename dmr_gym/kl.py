@@ -20,7 +20,10 @@ from dmr_gym.types import FloatArray, IntArray, TokenDistributions
 
 Direction = Literal["high_low", "low_high"]
 Reduction = Literal["mean", "sum", "max"]
-Steps = Literal["action", "all"]
+Steps = Literal["action", "all", "click"]
+
+STEPS: tuple[Steps, ...] = ("action", "all", "click")
+"""Which steps can count; see `counted_steps`."""
 
 THINK = "think"
 """Step type of a private thought: it changes nothing in the world (paper appendix C.2)."""
@@ -113,7 +116,11 @@ def action_tokens(tokens: Sequence[str], action: str) -> NDArray[np.bool_]:
 
 
 def counted_steps(step_types: Sequence[str], steps: Steps) -> NDArray[np.bool_]:
-    """Choose steps: "action" leaves thoughts out (action-only, AO), "all" keeps every step (AS; paper appendix C.2).
+    """Choose steps by their type.
+
+    "action" leaves thoughts out (action-only, AO) and "all" keeps every step (AS; paper appendix C.2). "click" keeps
+    WebShop's clicks alone: searches have KLs of their own, by which a router would learn to tell the type of a step
+    (paper appendix C.1).
 
     Args:
         step_types: type of each of N steps.
@@ -122,26 +129,33 @@ def counted_steps(step_types: Sequence[str], steps: Steps) -> NDArray[np.bool_]:
     Returns:
         (N,) bool.
     """
-    if steps not in ("action", "all"):
-        raise ConfigError(f'steps must be "action" or "all", got {steps!r}')
-    return np.array([steps == "all" or kind != THINK for kind in step_types], dtype=np.bool_)
+    if steps not in STEPS:
+        raise ConfigError(f"steps must be one of {', '.join(STEPS)}, got {steps!r}")
+    counted = {"action": set(step_types) - {THINK}, "all": set(step_types), "click": {"click"}}[steps]
+    return np.array([kind in counted for kind in step_types], dtype=np.bool_)
 
 
-def precision_labels(kls: FloatArray, threshold: float) -> IntArray:
-    """Eq. 5: the lowest precision whose KL does not exceed the threshold; the highest where none qualifies.
+def precision_labels(kls: FloatArray, thresholds: float | Sequence[float] | NDArray[np.floating]) -> IntArray:
+    """Eq. 5: the lowest precision whose KL does not exceed its threshold; the highest where none qualifies.
 
     With two precisions that is y = 1[KL > τ].
 
     Args:
         kls: (N, P - 1) KL of each lower precision to the highest, in ascending precision.
-        threshold: τ in nats.
+        thresholds: τ in nats: one number for all, or (P - 1,), one a lower precision.
 
     Returns:
         (N,) int64 indices of precisions.
+
+    Raises:
+        ConfigError: shapes that do not fit.
     """
+    taus = np.asarray(thresholds, dtype=np.float64)
     if kls.ndim != 2:
         raise ConfigError(f"labels: kls must be (N, P - 1), got shape {kls.shape}")
-    enough = np.concatenate([kls <= threshold, np.ones((len(kls), 1), dtype=np.bool_)], axis=1)
+    if taus.shape not in ((), (1,), kls.shape[1:]):
+        raise ConfigError(f"labels: expected one threshold or {kls.shape[1]}, one a lower precision, got {taus.size}")
+    enough = np.concatenate([kls <= taus, np.ones((len(kls), 1), dtype=np.bool_)], axis=1)
     labels: IntArray = enough.argmax(axis=1).astype(np.int64)
     return labels
 

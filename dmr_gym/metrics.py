@@ -44,7 +44,7 @@ class EpisodeResult:
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A percentile bootstrap interval."""
+    """A confidence interval; each field and function that has one says of which kind."""
 
     low: float
     high: float

@@ -163,10 +163,12 @@ class RouterPolicy:
         mode: "threshold" takes the highest precision iff p_high >= tau and otherwise the likeliest lower one (Eq. 7);
             "argmax" takes the likeliest; "sample" draws from the distribution.
         tau: threshold on p_high.
-        seed: of the draws in "sample" mode.
+        seed: of the draws in "sample" mode, and of those between tied scores.
+        tie_probability: how often a score of exactly tau goes to the highest precision; 1, the paper's rule, draws
+            nothing (`dmr_gym.calibration.budget_threshold` with ``split_ties`` gives the one that keeps a budget).
 
     Raises:
-        ConfigError: an unknown mode.
+        ConfigError: an unknown mode, or a probability outside [0, 1].
     """
 
     def __init__(
@@ -175,12 +177,16 @@ class RouterPolicy:
         mode: Literal["threshold", "argmax", "sample"] = "threshold",
         tau: float = 0.5,
         seed: int = 0,
+        tie_probability: float = 1.0,
     ) -> None:
+        if not 0.0 <= tie_probability <= 1.0:
+            raise ConfigError(f"tie_probability must lie in [0, 1], got {tie_probability}")
         if mode not in ("threshold", "argmax", "sample"):
             raise ConfigError(f'mode must be "threshold", "argmax" or "sample", got {mode!r}')
         self.router = router
         self.mode = mode
         self.tau = tau
+        self.tie_probability = tie_probability
         self._draws = _Drawing(seed)
         self._state = router.initial_state(0)
         self._seen = np.zeros(0, dtype=np.int64)  # (B,): rows of each episode so far, also those that slid away
@@ -203,7 +209,7 @@ class RouterPolicy:
             actions = (draws[:, None] >= edges[:, :-1]).sum(axis=1)
         elif self.mode == "threshold":
             lower = probabilities[:, :-1].argmax(axis=1)
-            actions = np.where(probabilities[:, -1] >= self.tau, probabilities.shape[1] - 1, lower)
+            actions = np.where(self._passes(probabilities[:, -1]), probabilities.shape[1] - 1, lower)
         else:
             actions = probabilities.argmax(axis=1)
         chosen = np.take_along_axis(probabilities, actions[:, None], axis=1)[:, 0]
@@ -213,6 +219,14 @@ class RouterPolicy:
             logprobs=np.log(chosen) if self.mode == "sample" else np.zeros_like(chosen),
             router_called=np.ones(len(actions), dtype=np.bool_),
         )
+
+    def _passes(self, p_high: FloatArray) -> NDArray[np.bool_]:
+        """Whether each score goes to the highest precision in "threshold" mode."""
+        passes: NDArray[np.bool_] = p_high >= self.tau
+        if self.tie_probability < 1.0:
+            # Drawn at every step, so that the draws of an episode do not depend on how many of its scores are tied.
+            passes &= (p_high > self.tau) | (self._draws.uniform(len(p_high)) < self.tie_probability)
+        return passes
 
     def _probabilities(self, observations: FloatArray) -> FloatArray:
         import torch
@@ -237,3 +251,48 @@ class RouterPolicy:
                 logits[slid] = self.router.last_logits(full, mask)
         probabilities: FloatArray = logits.softmax(-1).cpu().numpy()
         return probabilities
+
+
+class ForcedHigh:
+    """A policy that is not asked at some types of steps, which take the highest precision: WebShop's searches.
+
+    The paper sends every search of a KL-ST router to the highest precision (appendix C.1). The policy within still sees
+    every row, so its history stays right; what it says at a forced step is dropped. Forced steps ask no router: they
+    cost no router time, and their scores are NaN and so in no calibration pool.
+
+    Args:
+        policy: decides elsewhere.
+        high: index of the highest precision.
+        step_types: values of ``infos["next_step_type"]`` at which the highest precision is taken.
+
+    Raises:
+        ConfigError: no types, or the empty one, which stands for a type that is not known beforehand.
+    """
+
+    def __init__(self, policy: Policy, high: int, step_types: Sequence[str] = ("search",)) -> None:
+        if not step_types or "" in step_types or isinstance(step_types, str):
+            raise ConfigError(f'step_types must name types of steps such as ("search",), got {step_types!r}')
+        self.policy = policy
+        self.high = high
+        self.step_types = tuple(step_types)
+
+    def reset(self, slots: Sequence[int], episodes: Sequence[EpisodeKey], batch_size: int) -> None:
+        """Hand on; see `Policy.reset`."""
+        self.policy.reset(slots, episodes, batch_size)
+
+    def act(self, observations: FloatArray, infos: Mapping[str, Any]) -> Decisions:
+        """Decide; see `Policy.act`.
+
+        Raises:
+            ConfigError: the infos do not tell the types of the coming steps.
+        """
+        if "next_step_type" not in infos:
+            raise ConfigError("steps can be forced by type only where infos have next_step_type, as dmr_gym's do")
+        decided = self.policy.act(observations, infos)
+        forced = np.isin(np.asarray(infos["next_step_type"], dtype=object).astype(str), self.step_types)  # (B,)
+        return Decisions(
+            actions=np.where(forced, self.high, decided.actions).astype(np.int64),
+            p_high=np.where(forced, np.float32("nan"), decided.p_high).astype(np.float32),
+            logprobs=np.where(forced, np.float32(0), decided.logprobs).astype(np.float32),
+            router_called=decided.router_called & ~forced,
+        )

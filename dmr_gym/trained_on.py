@@ -19,6 +19,7 @@ def record(
     encoder: str,
     models: Mapping[str, str],
     history_length: int,
+    steps: str = "all",
 ) -> dict[str, Any]:
     """Return the record as plain data.
 
@@ -30,6 +31,7 @@ def record(
         encoder: digest of the encoder.
         models: digest of each precision's model.
         history_length: rows L of the observation.
+        steps: which steps it learnt from, see `dmr_gym.kl.counted_steps`.
     """
     return {
         "env_id": env_id,
@@ -39,6 +41,7 @@ def record(
         "encoder": encoder,
         "models": dict(models),
         "history_length": history_length,
+        "steps": steps,
     }
 
 
@@ -54,6 +57,15 @@ def environment_record(env_id: str, panel: str, config: EnvConfig, models: Mappi
         models=models,
         history_length=config.history_length,
     )
+
+
+def unlearnt_types(trained_on: Mapping[str, Any]) -> tuple[str, ...]:
+    """Types of steps that a router has learnt nothing of, and that the paper sends to the highest precision unasked.
+
+    Args:
+        trained_on: its `record`; one without a word on steps is taken to have learnt from all.
+    """
+    return ("search",) if trained_on.get("steps") == "click" else ()
 
 
 def check(trained_on: Mapping[str, Any], here: Mapping[str, Any], max_steps: int) -> list[str]:

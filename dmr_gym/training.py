@@ -56,9 +56,10 @@ def update_seed(seed: int, update: int, purpose: str = "") -> int:
 
 @dataclass
 class Stop:
-    """Whether a signal asked the run to end; ``signal`` is its number, or None."""
+    """Whether a signal asked the run to end; ``signal`` is its number, or None, and ``way_on`` what continues it."""
 
     signal: signal.Signals | None = None
+    way_on: str = "--resume"
 
     def leave(self, where: str) -> None:
         """End the process if a signal came: call it once everything is saved.
@@ -70,17 +71,21 @@ class Stop:
             SystemExit: with the shell's status for that signal, 128 + its number.
         """
         if self.signal is not None:
-            print(f"\nstopped by {self.signal.name} after {where}; --resume goes on from there", file=sys.stderr)
+            print(f"\nstopped by {self.signal.name} after {where}; {self.way_on} goes on from there", file=sys.stderr)
             raise SystemExit(128 + self.signal)
 
 
 @contextlib.contextmanager
-def stop_on_signal() -> Iterator[Stop]:
+def stop_on_signal(unit: str = "update", way_on: str = "--resume") -> Iterator[Stop]:
     """Let SIGINT and SIGTERM ask for an end instead of causing it; a second one ends the process at once.
 
     Outside the main thread, where Python takes no handlers, signals stay as they are.
+
+    Args:
+        unit: what is finished first, for the message.
+        way_on: what continues the run, for the message of `Stop.leave`.
     """
-    stop = Stop()
+    stop = Stop(way_on=way_on)
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
@@ -90,7 +95,7 @@ def stop_on_signal() -> Iterator[Stop]:
         stop.signal = signal.Signals(number)
         for each, handler in previous.items():
             signal.signal(each, handler)
-        print(f"\n{stop.signal.name}: saving after this update; once more ends at once", file=sys.stderr)
+        print(f"\n{stop.signal.name}: saving after this {unit}; once more ends at once", file=sys.stderr)
 
     for number in previous:
         signal.signal(number, ask)

@@ -115,11 +115,19 @@ class TokenDistributions:
 
 @dataclass(frozen=True, slots=True)
 class TaskStart:
-    """What `Task.reset` returns: the chosen task, its instruction, and the first observation."""
+    """What `Task.reset` returns.
+
+    Attributes:
+        task_id: the chosen task.
+        instruction: what is to be done.
+        observation: the first observation.
+        next_step_type: type of the next step where the world fixes it beforehand, see `TaskStep`; else "".
+    """
 
     task_id: str
     instruction: str
     observation: str
+    next_step_type: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +142,8 @@ class TaskStep:
         success: the task is fulfilled.
         step_type: "action" or "think" in ALFWorld; "search" or "click" in WebShop.
         invalid_reason: why the command was not carried out; None when it was.
+        next_step_type: type of the next step where the world fixes it beforehand, as a page of WebShop does; "" where
+            it is known only after the answer, as in ALFWorld.
     """
 
     action: str
@@ -143,6 +153,7 @@ class TaskStep:
     success: bool
     step_type: str
     invalid_reason: str | None = None
+    next_step_type: str = ""
 
 
 @dataclass(frozen=True, slots=True)

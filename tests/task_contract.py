@@ -41,6 +41,7 @@ class TaskContract:
     """Tests of the protocol; ``make`` builds equal tasks, ``solution`` gives completions that solve one."""
 
     step_types: frozenset[str] = frozenset({"action", "think"})
+    next_step_types: frozenset[str] = frozenset({""})
     prompt_only_grows: bool = True
 
     @pytest.fixture
@@ -80,6 +81,17 @@ class TaskContract:
             assert start.instruction.strip()
             assert start.observation.strip()
             assert start.observation.splitlines()[-1] in text(task.prompt())
+
+    def test_the_type_of_the_next_step_is_told_where_the_world_fixes_it(self, task: Task) -> None:
+        """Start and steps name one of the world's types beforehand, and a good answer is then of that type."""
+        task_id = task.task_ids[0]
+        told = task.reset(task_id).next_step_type
+        for completion in self.solution(task, task_id):
+            assert told in self.next_step_types
+            step = task.step(completion)
+            assert step.step_type == told or not told
+            told = step.next_step_type
+        assert told in self.next_step_types
 
     def test_unknown_task_is_refused(self, task: Task) -> None:
         """An id that is not in the panel raises TaskError, also in the middle of an episode."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import os
@@ -18,23 +17,13 @@ from dmr_gym.errors import ConfigError
 from dmr_gym.kl_dataset import KLDataset, read_settings
 from dmr_gym.rollout import Trajectory
 from dmr_gym.router import PrecisionRouter
-from dmr_gym.tasks.toy import make_signs
-
-TOY = ["--env", "DMR-Toy-v0", "--num-envs", "4"]
-TINY = ["--n-layers", "1", "--d-model", "32", "--n-heads", "2", "--d-ff", "64", "--dropout", "0"]
+from tests.recipes import TINY, TOY, load_recipe, write_critical
 
 
 @pytest.fixture(scope="module")
-def agents(root_folder: Path) -> dict[str, ModuleType]:
+def agents() -> dict[str, ModuleType]:
     """The recipes as modules."""
-    modules = {}
-    for name in ("collect_kl", "train_kl_st", "evaluate"):
-        spec = importlib.util.spec_from_file_location(f"recipe_{name}", root_folder / "agents" / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module  # dataclasses look their module up
-        spec.loader.exec_module(module)
-        modules[name] = module
-    return modules
+    return {name: load_recipe(name) for name in ("collect_kl", "train_kl_st", "calibrate", "evaluate")}
 
 
 @pytest.fixture(scope="module")
@@ -54,15 +43,7 @@ def collected(agents, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def critical(collected, tmp_path_factory) -> Path:
     """The same data set with a KL that is large exactly at fallen signs, so that the right routing is known."""
-    dataset = KLDataset.load(collected / "kl.safetensors")
-    fallen = np.concatenate([[sign.fallen for sign in make_signs(task_id, 8)] for task_id in dataset.task_ids])
-    noise = np.random.default_rng(0).normal(0, 0.3, len(fallen))
-    kls = (10 ** (np.where(fallen, 0.0, -4.0) + noise)).astype(np.float32)[:, None]
-    out = tmp_path_factory.mktemp("critical")
-    columns = {name: getattr(dataset, name) for name in dataset.__dataclass_fields__}
-    settings = read_settings(collected / "kl.safetensors")
-    KLDataset(**columns | {"kl_action": kls, "kl_all": kls}).save(out / "kl.safetensors", settings)
-    return out
+    return write_critical(collected, tmp_path_factory.mktemp("critical"))
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +68,8 @@ def test_collect_kl_plays_every_task_and_labels_every_step(collected):
     assert record["settings"]["direction"] == "high_low"
     assert set(record["settings"]["models"]) == {"low", "high"}
     assert record["summary"]["steps"] == 256
+    assert record["kl_is_lower_bound"] is False
+    assert len(record["summary"]["labelling"]["stability"]) == 4
     assert (collected / "kl_histogram.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -121,14 +104,19 @@ def test_an_interrupted_collection_goes_on_where_it_stopped(agents, collected, t
 
 def test_a_collection_is_not_continued_with_other_settings(agents, collected):
     """Episodes of two divergences in one data set would be worthless."""
-    with pytest.raises(ConfigError, match="episodes made with other reduce: choose another --out"):
+    with pytest.raises(ConfigError, match="was begun with other reduce: choose another --out"):
         agents["collect_kl"].main(["--out", str(collected), "--reduce", "sum", *TOY])
 
 
 def test_train_kl_st_learns_the_critical_steps(trained):
     """Fallen signs can be told from the observation, so held-out accuracy is nearly perfect."""
     record = json.loads((trained / "run.json").read_text())
-    assert record["plateau"]["bimodal"]
+    [plateau] = record["labelling"]["plateaus"]
+    assert plateau["bimodal"]
+    assert record["labelling"]["thresholds"] == [plateau["threshold"]]
+    assert [moved["raised"] for moved in record["labelling"]["stability"]] == [0.0] * 4
+    assert record["kl_is_lower_bound"] is False
+    assert (trained / "kl_histogram.png").read_bytes().startswith(b"\x89PNG")
     assert record["best"]["balanced_accuracy"] > 0.95
     assert record["router_digest"] == PrecisionRouter.load(trained / "router").digest()
     assert len(list((trained / "tensorboard").glob("events.out.tfevents.*"))) == 1
@@ -321,7 +309,7 @@ def test_the_demo_runs_all_three_stages(root_folder, tmp_path):
     assert done.stdout.rindex("paired differences") < ends[0] < ends[1] < ends[2]
 
 
-@pytest.mark.parametrize("recipe", ["collect_kl", "train_kl_st", "evaluate"])
+@pytest.mark.parametrize("recipe", ["collect_kl", "train_kl_st", "calibrate", "evaluate"])
 def test_help_explains_every_option(agents, recipe, capsys):
     """Every option has a help text."""
     with pytest.raises(SystemExit, match="0"):

@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dmr_gym.calibration import budget_threshold, find_plateau
+from dmr_gym.calibration import (
+    binomial_interval,
+    budget_threshold,
+    describe_scores,
+    find_plateau,
+    label_stability,
+    step_share,
+)
 from dmr_gym.errors import ConfigError
 
 
@@ -155,3 +162,129 @@ def test_unusable_budgets_are_refused(scores, budget):
     """No scores, scores of steps that no router decided, or a share above 1."""
     with pytest.raises(ConfigError, match="budget"):
         budget_threshold(scores, budget)
+
+
+def test_label_stability_by_hand():
+    """Half a decade below 0.1 lie 0.05 and 0.09, half a decade above lies 0.2; a whole one adds 0.011 and 0.9."""
+    kls = np.array([[0.001], [0.011], [0.05], [0.09], [0.2], [0.9], [5.0], [9.0]], dtype=np.float32)
+    [half, whole] = label_stability(kls, 0.1, (0.5, 1.0))
+    assert (half.decades, half.lowered, half.raised) == (0.5, 2 / 8, 1 / 8)
+    assert (whole.decades, whole.lowered, whole.raised) == (1.0, 3 / 8, 2 / 8)
+
+
+def test_label_stability_of_several_precisions_moves_all_thresholds():
+    """Of the first step only the label of its middle precision changes upwards, of the second the lowest's down."""
+    kls = np.array([[9.0, 0.2], [0.9, 0.001]], dtype=np.float32)
+    [moved] = label_stability(kls, (1.0, 0.1), (0.5,))
+    # At (1, 0.1) the labels are 2 and 0; at (3.2, 0.32) they are 1 and 0; at (0.32, 0.032) they are 2 and 1.
+    assert (moved.raised, moved.lowered) == (0.5, 0.5)
+
+
+def test_label_stability_needs_steps():
+    """No share of nothing."""
+    with pytest.raises(ConfigError, match="at least one step"):
+        label_stability(np.zeros((0, 1), dtype=np.float32), 0.1)
+
+
+def test_split_ties_keep_the_budget_by_hand():
+    """Half of ten steps are saturated: 0.2 takes two fifths of them, 0.7 all of them and two fifths of the others."""
+    scores = np.array([1.0] * 5 + [0.1] * 5)
+    few, many = (budget_threshold(scores, budget, split_ties=True) for budget in (0.2, 0.7))
+    assert (few.value, few.tied_steps, few.realised_share) == (1.0, 5, pytest.approx(0.2))
+    assert few.tie_probability == pytest.approx(2 / 5)
+    assert (many.value, many.tied_steps, many.tie_probability) == (0.1, 5, pytest.approx(2 / 5))
+    assert few.high_steps(scores) == pytest.approx(2)
+    assert many.high_steps(scores[:6]) == pytest.approx(5 + 2 / 5)
+
+
+@given(
+    scores=st.lists(st.sampled_from([0.0, 0.25, 0.5, 0.875, 1.0]), min_size=1, max_size=60),
+    budget=st.floats(0, 1),
+)
+def test_split_ties_realise_every_budget_in_expectation(scores, budget):
+    """However many steps are tied, the expected share is K."""
+    values = np.array(scores, dtype=np.float32)
+    threshold = budget_threshold(values, budget, split_ties=True)
+    assert 0.0 <= threshold.tie_probability <= 1.0
+    assert threshold.realised_share == pytest.approx(budget, abs=1e-6)
+    assert threshold.high_steps(values) == pytest.approx(budget * len(values), abs=1e-6)
+
+
+def test_whole_budgets_of_distinct_scores_draw_nothing():
+    """0.7 of ten is seven steps, though 0.7 * 10 is none too exact: the last of them is sure to pass."""
+    for budget in (0.1, 0.2, 0.3, 0.6, 0.7):
+        threshold = budget_threshold(np.arange(10) / 10, budget, split_ties=True)
+        assert threshold.tied_steps == 1
+        assert threshold.tie_probability == pytest.approx(1.0)
+
+
+def test_binomial_intervals_by_hand():
+    """One of two: P(X >= 1) = 1 - (1-p)^2 and P(X <= 1) = 1 - p^2 are 2.5 %; none and all of n solve p^n = 2.5 %."""
+    one_of_two = binomial_interval(1, 2)
+    assert one_of_two.low == pytest.approx(1 - 0.975**0.5)
+    assert one_of_two.high == pytest.approx(0.975**0.5)
+    assert binomial_interval(0, 10).low == 0.0
+    assert binomial_interval(0, 10).high == pytest.approx(1 - 0.025**0.1)
+    assert binomial_interval(300, 300).low == pytest.approx(0.025 ** (1 / 300))
+    assert binomial_interval(300, 300).high == 1.0
+
+
+def test_binomial_intervals_are_those_of_the_beta_distribution():
+    """Clopper and Pearson's ends are quantiles of Beta(k, n - k + 1) and Beta(k + 1, n - k)."""
+    from scipy.stats import beta
+
+    for count, n in ((1, 7), (3, 7), (37, 256), (2000, 5000)):
+        interval = binomial_interval(count, n)
+        assert interval.low == pytest.approx(beta.ppf(0.025, count, n - count + 1), rel=1e-6)
+        assert interval.high == pytest.approx(beta.ppf(0.975, count + 1, n - count), rel=1e-6)
+
+
+@pytest.mark.parametrize(("count", "n"), [(-1, 3), (4, 3), (0, 0)])
+def test_impossible_counts_are_refused(count, n):
+    """More successes than trials, fewer than none, or no trials."""
+    with pytest.raises(ConfigError, match="binomial interval"):
+        binomial_interval(count, n)
+
+
+def test_the_share_of_fresh_steps_at_a_fitted_threshold_is_covered():
+    """On 2000 pools of 40 distinct scores the interval holds the true share of steps above τ_K 95 times of 100."""
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(2000):
+        scores = rng.random(40)
+        threshold = budget_threshold(scores, 0.4)
+        interval = binomial_interval(round(40 * threshold.realised_share), 40)
+        covered += interval.low <= 1 - threshold.value <= interval.high  # uniform scores pass with probability 1 - τ
+    assert covered / 2000 > 0.95
+
+
+def test_episodes_that_are_alike_inside_widen_the_interval():
+    """Ten episodes of ten steps, four of them all high: as good as ten coin flips, not a hundred."""
+    share = step_share(np.array([10] * 4 + [0] * 6), np.full(10, 10), resamples=4000)
+    assert (share.share, share.n_steps, share.n_episodes) == (0.4, 100, 10)
+    assert share.binomial_ci == binomial_interval(40, 100)
+    # Of ten episodes drawn anew, a binomial number with p = 0.4 is high: its quantiles are 1 and 7.
+    assert (share.episodes_ci.low, share.episodes_ci.high) == (0.1, 0.7)
+
+
+def test_an_expected_count_lies_between_whole_ones():
+    """2.5 of 5 steps: the lower end of two and the upper end of three."""
+    share = step_share(np.array([2.5]), np.array([5]), resamples=10)
+    assert share.binomial_ci.low == binomial_interval(2, 5).low
+    assert share.binomial_ci.high == binomial_interval(3, 5).high
+
+
+def test_a_share_of_no_steps_is_refused():
+    """Where every step was forced nothing can be said."""
+    with pytest.raises(ConfigError, match="at least one step"):
+        step_share(np.zeros(2), np.zeros(2, dtype=np.int64))
+
+
+def test_scores_are_described_by_hand():
+    """Of four scores one lies below 0.5 and one on it: 0.5 sits at percentile 25."""
+    described = describe_scores(np.array([0.1, 0.5, 0.9, 1.0]))
+    assert described["steps"] == 4
+    assert described["mean"] == pytest.approx(0.625)
+    assert described["percentile_of_half"] == 25.0
+    assert described["share_at_least_half"] == 0.75
+    assert described["quantiles"]["0.50"] == pytest.approx(0.7)

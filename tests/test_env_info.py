@@ -22,6 +22,7 @@ INFO_TYPES = {
     "invalid_action": bool,
     "invalid_reason": str,
     "step_type": str,
+    "next_step_type": str,
     "step_index": int,
     "task_id": str,
     "cap_reached": bool,

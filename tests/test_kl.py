@@ -146,8 +146,15 @@ def test_counted_steps_leaves_thoughts_out_of_action_only():
     types = ("action", "think", "action")
     assert counted_steps(types, "action").tolist() == [True, False, True]
     assert counted_steps(types, "all").tolist() == [True, True, True]
-    with pytest.raises(ConfigError, match='"action" or "all"'):
+    with pytest.raises(ConfigError, match="steps must be one of action, all, click, got 'some'"):
         counted_steps(types, "some")
+
+
+def test_counted_steps_keeps_clicks_alone():
+    """WebShop's searches do not count; in a world without clicks nothing does."""
+    assert counted_steps(("search", "click", "click"), "click").tolist() == [False, True, True]
+    assert counted_steps(("search", "click"), "action").tolist() == [True, True]
+    assert not counted_steps(("action", "think"), "click").any()
 
 
 def test_labels_for_two_precisions_are_the_papers():
@@ -161,3 +168,12 @@ def test_labels_for_three_precisions_take_the_lowest_that_is_close_enough():
     assert precision_labels(kls, 0.1).tolist() == [0, 1, 2, 0]
     with pytest.raises(ConfigError, match=r"must be \(N, P - 1\)"):
         precision_labels(np.zeros(3, np.float32), 0.1)
+
+
+def test_each_lower_precision_may_have_its_own_threshold():
+    """At 1 nat for the lowest and 0.1 for the middle one; a list of one is for both."""
+    kls = np.array([[0.9, 0.0], [1.1, 0.05], [1.1, 0.2], [0.5, 0.5]], np.float32)
+    assert precision_labels(kls, [1.0, 0.1]).tolist() == [0, 1, 2, 0]
+    assert precision_labels(kls, [0.6]).tolist() == [1, 1, 1, 0]
+    with pytest.raises(ConfigError, match="expected one threshold or 2, one a lower precision, got 3"):
+        precision_labels(kls, [1.0, 0.1, 0.1])

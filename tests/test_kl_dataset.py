@@ -100,6 +100,14 @@ def test_options_reach_the_divergence():
     assert {r.top_k for r in backend.asked} == {2}
 
 
+def test_the_direction_reaches_the_divergence():
+    """KL(low || high) at the one digit: 0.25 ln(0.25 / 0.5) + 0.75 ln(0.75 / 0.5), over five tokens."""
+    dataset = label_trajectory(_trajectory(_turn("go 1", "go 1")), ByteBackend(), direction="low_high")
+    expected = (0.25 * np.log(0.25 / 0.5) + 0.75 * np.log(0.75 / 0.5)) / 5
+    np.testing.assert_allclose(dataset.kl_action[0, 0], expected, rtol=1e-5)
+    assert not np.isclose(expected, _kl(0.25) / 5)
+
+
 def test_an_empty_completion_differs_in_nothing():
     """Cut before its first token."""
     dataset = label_trajectory(_trajectory(_turn("", "", finish_reason="length")), ByteBackend())

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dmr_gym.errors import ConfigError
-from dmr_gym.policies import EpisodeKey, FixedPrecision, RandomPolicy, RouterPolicy
+from dmr_gym.policies import Decisions, EpisodeKey, FixedPrecision, ForcedHigh, RandomPolicy, RouterPolicy
 from dmr_gym.router import PrecisionRouter, RouterConfig
 
 D = 6
@@ -207,3 +207,107 @@ def test_unknown_settings_are_refused():
         RandomPolicy([0.2, 0.2, 0.2], 3)
     with pytest.raises(ConfigError, match=r"share of the highest precision must lie in \[0, 1\], got 1.5"):
         RandomPolicy(1.5)
+
+
+def _tied(tie_probability: float, size: int, seed: int = 0) -> np.ndarray:
+    """Actions of 1500 equal steps whose score is exactly tau."""
+    router, observation = _router(), _window(_episode(1, 6), 0, 8)
+    scores = RouterPolicy(router)
+    scores.reset(range(size), [EpisodeKey(str(i)) for i in range(size)], size)
+    tau = float(scores.act(np.repeat(observation[None], size, axis=0), {}).p_high[0])
+    policy = RouterPolicy(router, tau=tau, seed=seed, tie_probability=tie_probability)
+    policy.reset(range(size), [EpisodeKey(str(i)) for i in range(size)], size)
+    return policy.act(np.repeat(observation[None], size, axis=0), {}).actions
+
+
+def test_tied_scores_go_high_as_often_as_asked():
+    """A score of exactly tau: always by default, never at 0, and 30 % of the time at 0.3."""
+    assert _tied(1.0, 50).tolist() == [1] * 50
+    assert _tied(0.0, 50).tolist() == [0] * 50
+    assert _tied(0.3, 1500).mean() == pytest.approx(0.3, abs=0.04)
+
+
+def test_draws_between_ties_belong_to_the_seed():
+    """The same seed decides alike, another one otherwise."""
+    assert _tied(0.5, 60).tolist() == _tied(0.5, 60).tolist()
+    assert _tied(0.5, 60).tolist() != _tied(0.5, 60, seed=1).tolist()
+
+
+def test_scores_that_are_not_tied_are_never_drawn():
+    """Above tau is high and below is low, whatever the draw says."""
+    router, observation = _router(), _window(_episode(1, 6), 0, 8)
+    p = float(router.act(observation[None])[0, 1])
+    for tau, action in ((p - 1e-3, 1), (p + 1e-3, 0)):
+        policy = RouterPolicy(router, tau=tau, tie_probability=0.5)
+        policy.reset(range(40), [EpisodeKey(str(i)) for i in range(40)], 40)
+        assert policy.act(np.repeat(observation[None], 40, axis=0), {}).actions.tolist() == [action] * 40
+
+
+@pytest.mark.parametrize("probability", [-0.1, 1.1, float("nan")])
+def test_tie_probabilities_lie_between_none_and_all(probability):
+    """Anything else is a mistake."""
+    with pytest.raises(ConfigError, match=r"tie_probability must lie in \[0, 1\]"):
+        RouterPolicy(_router(), tie_probability=probability)
+
+
+class Talker:
+    """Takes the lowest precision at a score of 0.25, and remembers how many rows it was shown."""
+
+    def __init__(self) -> None:
+        self.seen = []
+        self.started = []
+
+    def reset(self, slots, episodes, batch_size):
+        self.started.append((list(slots), list(episodes), batch_size))
+
+    def act(self, observations, infos):
+        self.seen.append(len(observations))
+        size = len(observations)
+        fill = np.full(size, 0.25, dtype=np.float32)
+        return Decisions(np.zeros(size, dtype=np.int64), fill, fill - 1, np.ones(size, dtype=np.bool_))
+
+
+def test_forced_steps_take_the_highest_precision_and_ask_no_router():
+    """Searches are high with no score and no router time; clicks are what the policy says."""
+    inner = Talker()
+    policy = ForcedHigh(inner, high=2)
+    policy.reset([1], [EpisodeKey("a")], 3)
+    infos = {"next_step_type": np.array(["search", "click", "search"], dtype=object)}
+    decided = policy.act(np.zeros((3, 4, D), np.float32), infos)
+    assert decided.actions.tolist() == [2, 0, 2]
+    assert decided.router_called.tolist() == [False, True, False]
+    np.testing.assert_array_equal(decided.p_high, np.array([np.nan, 0.25, np.nan], dtype=np.float32))
+    assert decided.logprobs.tolist() == [0, -0.75, 0]
+    assert inner.seen == [3]
+    assert inner.started == [([1], [EpisodeKey("a")], 3)]
+
+
+def test_what_is_not_forced_stays_unasked_where_it_was():
+    """A policy without a router does not get one."""
+    policy = ForcedHigh(FixedPrecision(0), high=1)
+    decided = policy.act(np.zeros((2, 4, D), np.float32), {"next_step_type": ["search", "click"]})
+    assert decided.actions.tolist() == [1, 0]
+    assert not decided.router_called.any()
+
+
+def test_scores_behind_a_forced_step_are_those_of_the_whole_history():
+    """The router sees the row of a forced step too, so its later scores are as if it had been asked."""
+    router, episode = _router(), _episode(6, 8)
+    expected = _p_high(RouterPolicy(router), [episode], 8)[:, 0]
+    policy = ForcedHigh(RouterPolicy(router), high=1)
+    policy.reset([0], [EpisodeKey("a")], 1)
+    types = ["search", "click", "click", "search", "click", "click"]
+    found = [policy.act(_window(episode, t, 8)[None], {"next_step_type": [types[t]]}).p_high[0] for t in range(6)]
+    asked = [t for t, kind in enumerate(types) if kind == "click"]
+    np.testing.assert_array_equal(np.array(found)[asked], expected[asked])
+    assert np.isnan(np.array(found)[[0, 3]]).all()
+
+
+def test_forcing_says_what_it_needs():
+    """Types that mean something, and infos that tell them."""
+    with pytest.raises(ConfigError, match="step_types must name types"):
+        ForcedHigh(FixedPrecision(0), 1, ())
+    with pytest.raises(ConfigError, match="step_types must name types"):
+        ForcedHigh(FixedPrecision(0), 1, "search")
+    with pytest.raises(ConfigError, match="infos have next_step_type"):
+        ForcedHigh(FixedPrecision(0), 1).act(np.zeros((1, 4, D), np.float32), {})

@@ -43,6 +43,7 @@ class TestWebshopTask(TaskContract):
     """The contract on the embedded shop."""
 
     step_types = frozenset({"search", "click"})
+    next_step_types = step_types
     prompt_only_grows = False
 
     @pytest.fixture(params=["short", "chat"])

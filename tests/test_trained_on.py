@@ -6,7 +6,7 @@ import pytest
 
 from dmr_gym.config import EnvConfig
 from dmr_gym.errors import ConfigError
-from dmr_gym.trained_on import check, environment_record
+from dmr_gym.trained_on import check, environment_record, unlearnt_types
 
 CONFIG = EnvConfig(task="toy", precisions=("low", "high"), encoder={"kind": "hash", "dim": 8}, history_length=16)
 RECORD = environment_record("DMR-Toy-v0", "train", CONFIG, {"low": "aa", "high": "bb"})
@@ -52,3 +52,10 @@ def test_a_window_that_never_fills_needs_no_warning():
 def test_a_router_without_a_record_is_named():
     """Nothing can be compared."""
     assert "no record" in check({}, RECORD, max_steps=50)[0]
+
+
+def test_a_router_of_clicks_has_learnt_nothing_of_searches():
+    """Others, and those whose record does not say, are taken to know all types."""
+    assert unlearnt_types(RECORD | {"steps": "click"}) == ("search",)
+    assert unlearnt_types(RECORD | {"steps": "action"}) == ()
+    assert unlearnt_types(RECORD) == unlearnt_types({}) == ()

@@ -96,6 +96,17 @@ def test_a_signal_asks_for_an_end_and_the_loop_chooses_when(
     assert signal.getsignal(number) is before
 
 
+def test_messages_name_what_is_finished_and_what_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
+    """A recipe without --resume says how it is continued."""
+    with stop_on_signal("episode", "the same command") as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(SystemExit):
+            stop.leave("task 3")
+    errors = capsys.readouterr().err
+    assert "saving after this episode" in errors
+    assert "after task 3; the same command goes on from there" in errors
+
+
 def test_handlers_are_put_back_when_no_signal_came() -> None:
     """Outside the context signals mean what they meant before."""
     before = signal.getsignal(signal.SIGTERM)

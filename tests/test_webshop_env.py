@@ -64,6 +64,24 @@ def test_an_episode_ends_with_the_purchase() -> None:
     assert [step[1] for step in steps] == [0.0, -0.25, 0.0, float(last["success"])]
 
 
+def test_the_page_tells_the_type_of_the_coming_step() -> None:
+    """Search on the start page, also after going back to it, and click elsewhere; reset, step and restore tell it."""
+    script = ["search[tea]", "click[back to search]", "search[tea]"]
+    env = PrecisionRoutingEnv(**SETTINGS | {"backend": ScriptedBackend(lambda r: script[int(_step(r)) - 1])})
+    _, info = env.reset(seed=1)
+    told, states = [info["next_step_type"]], [env.snapshot()]
+    for _ in script:
+        told.append(env.step(1)[4]["next_step_type"])
+        states.append(env.snapshot())
+    assert told == ["search", "click", "search", "click"]
+    assert [env.restore(state)[1]["next_step_type"] for state in states] == told
+
+
+def _step(request: Request) -> str:
+    """Number of the step that a short prompt is for."""
+    return re.search(r"^Step (\d+)$", str(request.prompt), re.MULTILINE)[1]
+
+
 @pytest.mark.parametrize(
     ("task", "message"),
     [

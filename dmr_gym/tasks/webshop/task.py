@@ -155,7 +155,7 @@ class WebshopTask:
         self._engine.restore(self._first_state)
         self._engine.reset(number)
         self._enter(WebshopState(task_id, self._engine.snapshot(), 0, (), None))
-        return TaskStart(task_id, self._engine.instruction, self._observation())
+        return TaskStart(task_id, self._engine.instruction, self._observation(), self._next_step_type())
 
     def prompt(self) -> Prompt:
         """The prompt of the next step: task, step number, the last pages and actions, the page, what can be done."""
@@ -170,7 +170,8 @@ class WebshopTask:
 
         Returns:
             ``observation`` is the page without the instruction, a fact a line; ``score`` is WebShop's reward once
-            something is bought, and success is a reward of exactly 1.0.
+            something is bought, and success is a reward of exactly 1.0; ``next_step_type`` is "search" on the start
+            page and "click" on every other.
 
         Raises:
             TaskError: there is no episode yet. No completion makes it raise.
@@ -198,6 +199,7 @@ class WebshopTask:
             success=score == 1.0,
             step_type=reading.step_type,
             invalid_reason=reason,
+            next_step_type=self._next_step_type(),
         )
 
     def snapshot(self) -> WebshopState:
@@ -241,6 +243,10 @@ class WebshopTask:
         if self._style == "short":
             return self._view.summary
         return quoted_pieces(self._pieces) if self._mode == "text" else "\n".join(self._pieces)
+
+    def _next_step_type(self) -> str:
+        """The start page has nothing but its search bar, and no other page has one."""
+        return "search" if self._view.has_search_bar else "click"
 
     def _observation(self) -> str:
         return self._view.text if self._style == "short" else "\n".join(self._pieces)
