@@ -1,0 +1,229 @@
+"""agents/train_grpo.py: what it leaves behind, kills, and λ on a world whose best routing is known."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dmr_gym.errors import ConfigError
+from dmr_gym.policies import RouterPolicy
+from dmr_gym.rollout import rollout
+from dmr_gym.router import CONFIG_FILE, PrecisionRouter
+from dmr_gym.tasks.toy import best_actions
+from dmr_gym.training import HISTORY_FILE, STATE_FILE, read_history
+from dmr_gym.vector import PrecisionRoutingVectorEnv
+from tests.recipes import TINY, TOY, Runs, kill_often, load_recipe
+
+recipe = load_recipe("train_grpo")
+SHORT = ["--set", "task_kwargs.num_signs=3", "--set", "task_kwargs.num_tasks=8", "--groups", "3", "--group-size", "4"]
+SMALL = [*TOY, *TINY, *SHORT, "--validation-tasks", "4"]
+
+
+def test_a_run_leaves_router_figures_and_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The figures that the page promises are there for every update; the record tells settings and digests."""
+    out = tmp_path / "run"
+    recipe.main([*SMALL, "--out", str(out), "--updates", "3", "--validate-every", "2", "--lr", "1e-3"])
+    router = PrecisionRouter.load(out / "router")
+    assert router.trained_on["env_id"] == "DMR-Toy-v0"
+    record = json.loads((out / "run.json").read_text())
+    assert record["best_digest"] == router.digest()
+    assert record["settings"]["lr"] == 1e-3
+    assert set(record["models"]) == {"low", "high"}
+    history = read_history(out)
+    assert [entry["update"] for entry in history if "train/kl" in entry] == [1, 2, 3]
+    assert [entry["update"] for entry in history if "validation/return" in entry] == [0, 2, 3]
+    first = next(entry for entry in history if "train/kl" in entry)
+    assert first["rollout/share_low"] + first["rollout/share_high"] == pytest.approx(1.0)
+    assert {"groups/zero_spread", "groups/same_success", "train/clip_fraction", "time/update_s"} <= set(first)
+    assert list((out / "tensorboard").iterdir())
+    assert "wrote" in capsys.readouterr().out
+
+
+def test_the_router_that_is_kept_has_the_best_validation_return(tmp_path: Path) -> None:
+    """Played again, it gets what the history says was the best."""
+    out = tmp_path / "run"
+    recipe.main([*SMALL, "--out", str(out), "--updates", "6", "--validate-every", "1", "--lr", "1e-2"])
+    best = max(entry["validation/return"] for entry in read_history(out) if "validation/return" in entry)
+    settings = json.loads((out / "run.json").read_text())["env"]
+    settings["task_kwargs"]["panel"] = "validation"
+    envs = PrecisionRoutingVectorEnv(4, autoreset_mode="Disabled", **settings)
+    policy = RouterPolicy(PrecisionRouter.load(out / "router"), mode="argmax")
+    played = rollout(envs, policy, list(envs.task_ids)[:4])
+    assert np.mean([trajectory.rewards.sum() for trajectory in played]) == pytest.approx(best)
+
+
+def test_groups_have_one_task_and_differ_by_draws_alone(tmp_path: Path) -> None:
+    """Each update plays M different tasks, G times each; another seed plays others."""
+    chosen: dict[int, list[list[str]]] = {}
+    for seed in (0, 1):
+        calls: list[list[str]] = []
+
+        def spy(envs: Any, policy: Any, task_ids: Any, calls: list[list[str]] = calls, **options: Any) -> Any:
+            if options:
+                assert options == {"repeats": 4}
+                calls.append(list(task_ids))
+            return rollout(envs, policy, task_ids, **options)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(recipe, "rollout", spy)
+            recipe.main([*SMALL, "--out", str(tmp_path / str(seed)), "--updates", "2", "--seed", str(seed)])
+        chosen[seed] = calls
+    assert all(len(set(tasks)) == 3 for calls in chosen.values() for tasks in calls)
+    assert chosen[0][0] != chosen[0][1]
+    assert chosen[0] != chosen[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--group-size", "1"], "--group-size must be at least 2: an episode is compared"),
+        (["--groups", "0"], "--groups must be at least 1, got 0"),
+        (["--groups", "9"], "--groups 9 needs as many tasks, the panel has 8"),
+        (["--lr", "0"], "--lr must be a finite number above 0, got 0.0"),
+        (["--kl-weight", "-1"], "--kl-weight must be a finite number of at least 0"),
+        (["--max-length", "8"], "the router reads at most 8 rows, episodes have 50"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(tmp_path: Path, options: list[str], message: str) -> None:
+    """The error names the option, and says what would do."""
+    with pytest.raises(ConfigError, match=message):
+        recipe.main([*SMALL, "--out", str(tmp_path / "run"), "--updates", "1", *options])
+
+
+def test_a_folder_belongs_to_one_run(tmp_path: Path) -> None:
+    """Without --resume a second start is refused, with it another learning rate or λ is."""
+    command = [*SMALL, "--out", str(tmp_path / "run"), "--updates", "1"]
+    recipe.main(command)
+    with pytest.raises(ConfigError, match="holds a run: --resume"):
+        recipe.main(command)
+    with pytest.raises(ConfigError, match="begun with other lr"):
+        recipe.main([*command, "--resume", "--lr", "0.5"])
+    with pytest.raises(ConfigError, match="begun with other env, set"):
+        recipe.main([*command, "--resume", "--set", "lambda_=0.7"])
+
+
+def test_a_collapse_is_announced_once(tmp_path: Path) -> None:
+    """Five updates in a row make it one; the sixth says nothing, a way back and five more say it again."""
+    lengths = [recipe.run_length([0.9, *[1.0] * n]) for n in range(8)]
+    assert lengths == list(range(8))
+    assert recipe.run_length([1.0, 1.0, 0.5]) == 0
+    assert recipe.run_length([1.0]) == 1
+
+
+@pytest.mark.slow
+def test_killed_and_stopped_runs_end_in_the_weights_of_an_uninterrupted_one(tmp_path: Path) -> None:
+    """After 20 kills at random moments, and a SIGTERM: state, best router and history are the same byte for byte."""
+    options = [
+        *SMALL,
+        "--updates",
+        "12",
+        "--validate-every",
+        "3",
+        "--checkpoint-every",
+        "1",
+        "--lr",
+        "1e-3",
+        "--resume",
+    ]
+    whole, out = tmp_path / "whole", tmp_path / "killed"
+
+    def without_times(folder: Path) -> list[dict[str, float]]:
+        return [
+            {name: value for name, value in entry.items() if not name.startswith("time/")}
+            for entry in read_history(folder)
+        ]
+
+    def check() -> None:
+        assert (out / STATE_FILE).read_bytes() == (whole / STATE_FILE).read_bytes()
+        assert PrecisionRouter.load(out / "router").digest() == PrecisionRouter.load(whole / "router").digest()
+        assert (out / "router" / CONFIG_FILE).read_text() == (whole / "router" / CONFIG_FILE).read_text()
+        assert without_times(out) == without_times(whole)
+
+    with Runs("train_grpo", tmp_path / "log.txt") as runs:
+        assert runs.run([*options, "--out", str(whole)]) == 0
+        command = [*options, "--out", str(out)]
+        kill_often(runs, command, out, STATE_FILE, 20, check)
+        (out / STATE_FILE).unlink()
+        (out / "run.json").unlink()
+        stopped = runs.run(command, lambda _: (out / STATE_FILE).exists(), signal.SIGTERM)
+        assert stopped == 128 + signal.SIGTERM
+        assert not (out / "run.json").exists()
+        assert runs.run(command) == 0
+        check()
+    assert "stopped by SIGTERM after update" in (tmp_path / "log.txt").read_text()
+    assert (out / HISTORY_FILE).is_file()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[float, str], dict[str, float]]:
+    """Greedy return, success and share of high on the test panel, after training at a λ in a way; each once."""
+    root, found = tmp_path_factory.mktemp("grpo"), {}
+
+    def train(lambda_: float, advantages: str) -> dict[str, float]:
+        if (lambda_, advantages) not in found:
+            out = root / f"{advantages}-{lambda_}"
+            options = ["--set", "task_kwargs.num_signs=4", "--set", f"lambda_={lambda_}", "--groups", "8"]
+            options += ["--updates", "60", "--lr", "3e-3", "--advantages", advantages, "--validation-tasks", "8"]
+            recipe.main([*TOY, *TINY, *options, "--num-envs", "32", "--out", str(out)])
+            found[lambda_, advantages] = evaluate(RouterPolicy(PrecisionRouter.load(out / "router")), lambda_)
+        return found[lambda_, advantages]
+
+    return train
+
+
+def evaluate(policy: Any, lambda_: float) -> dict[str, float]:
+    """Play the test panel of short corridors."""
+    config = load_recipe("train_grpo").chosen_env(
+        recipe.parse_args([*TOY, "--out", "x", "--set", "task_kwargs.num_signs=4", "--set", f"lambda_={lambda_}"])
+    )[1]
+    settings = config.kwargs() | {"task_kwargs": {**config.task_kwargs, "panel": "test"}}
+    envs = PrecisionRoutingVectorEnv(16, autoreset_mode="Disabled", **settings)
+    played = rollout(envs, policy, envs.task_ids)
+    envs.close()
+    return {
+        "return": float(np.mean([t.rewards.sum() for t in played])),
+        "success": float(np.mean([t.success for t in played])),
+        "high": float(np.concatenate([t.actions for t in played]).mean()),
+    }
+
+
+class Constant:
+    """Always the same precision, at the router's price in the environment's reward."""
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+
+    def reset(self, *_: Any) -> None:
+        """Nothing to forget."""
+
+    def act(self, observations: Any, infos: Any) -> Any:
+        from dmr_gym.policies import Decisions
+
+        return Decisions.without_router(np.full(len(observations), self.index, dtype=np.int64))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("advantages", ["mean", "state"])
+def test_the_share_of_high_falls_with_lambda_and_success_does_not_suffer(
+    trained: Callable[[float, str], dict[str, float]], advantages: str
+) -> None:
+    """On corridors every task can be solved at any λ; the best routing takes high at fallen signs alone.
+
+    λ = 0 reaches always high or better, a tiny λ does not collapse to low, and at a λ that matters the return lies
+    between always high and the best there is.
+    """
+    results = {lambda_: trained(lambda_, advantages) for lambda_ in (0.0, 0.01, 0.3)}
+    assert all(result["success"] == 1.0 for result in results.values())
+    assert results[0.0]["return"] == 1.0
+    assert results[0.01]["return"] >= evaluate(Constant(1), 0.01)["return"] - 0.005
+    assert results[0.3]["high"] <= results[0.01]["high"] + 0.05
+    high = evaluate(Constant(1), 0.3)["return"]
+    best_share = np.mean([action for i in range(32) for action in best_actions(f"toy-test-{i:03d}", 4)])
+    assert results[0.3]["return"] > high + 0.02
+    assert results[0.3]["high"] >= best_share - 1e-9
