@@ -34,9 +34,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import train_grpo
 
-from dmr_gym.calibration import budget_threshold
 from dmr_gym.command_line import add_env_options, chosen_env, first_tasks, make_envs, recipe_parser, run
 from dmr_gym.config import EnvConfig
+from dmr_gym.deployment import (
+    DEFAULT_TAU,
+    add_calibration_options,
+    budget_text,
+    calibrate,
+    check_calibration_args,
+    forced_types,
+    forcing,
+)
 from dmr_gym.errors import ConfigError
 from dmr_gym.latency import price_source
 from dmr_gym.losses import ADVANTAGE_MODES
@@ -46,19 +54,16 @@ from dmr_gym.rollout import Trajectory, rollout
 from dmr_gym.router import PrecisionRouter
 from dmr_gym.runs import provenance, write_atomically, write_json
 
-BUDGETS = (0.2, 0.4, 0.7)
-RESAMPLES = 2000
-
 
 @dataclass(frozen=True)
 class Contender:
-    """A policy on the test panel: its name, kind, and success and seconds of its episodes, (seeds, tasks)."""
+    """A policy on the test panel: success and seconds of its episodes, (seeds, tasks), and (P,) shares of its steps."""
 
     name: str
     kind: str
     success: np.ndarray
     time_s: np.ndarray
-    high_share: float
+    shares: np.ndarray
 
     def returns(self, lambda_: float) -> np.ndarray:
         """R of Eq. 8, (seeds, tasks)."""
@@ -83,11 +88,11 @@ def parse_args(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str
     add("--seeds", type=int, default=5, metavar="N", help="training runs of each setting (default: %(default)s)")
     add("--test-panel", default="test", help="panel to report (default: %(default)s)")
     add("--test-tasks", type=int, metavar="N", help="first N tasks of that panel (default: all)")
-    add("--calibration-panel", default="calibration", help="panel for KL-ST's thresholds (default: %(default)s)")
-    add("--calibration-tasks", type=int, metavar="N", help="first N tasks of that panel (default: all)")
+    add_calibration_options(parser)
     add_env_options(parser)
     parser.set_defaults(num_envs=32)
     args, rest = parser.parse_known_args(argv)
+    check_calibration_args(args)
     if args.seeds < 1:
         raise ConfigError(f"--seeds must be at least 1, got {args.seeds}")
     if min(args.lambdas) < 0 or len(set(args.lambdas)) < len(args.lambdas):
@@ -159,44 +164,37 @@ def play(envs: Any, config: EnvConfig, args: argparse.Namespace) -> list[Contend
         results: list[list[EpisodeResult]] = [[t.result(high) for t in seed] for seed in played]
         for seed, episodes in enumerate(results):
             lines.extend({"policy": name, "kind": kind, **asdict(replace(e, seed=seed))} for e in episodes)
-        steps = sum(e.steps for seed in results for e in seed)
+        actions = np.concatenate([t.actions for seed in played for t in seed])
         return Contender(
             name=name,
             kind=kind,
             success=np.array([[e.success for e in seed] for seed in results], dtype=np.float64),
             time_s=np.array([[e.time_s for e in seed] for seed in results]),
-            high_share=sum(e.high_steps for seed in results for e in seed) / steps,
+            shares=np.bincount(actions, minlength=high + 1) / len(actions),
         )
 
     names = envs.precisions
     found = [contender(f"always {names[-1]}", "high", [FixedPrecision(high)])]
     found += [contender(f"always {name}", "low", [FixedPrecision(p)]) for p, name in enumerate(names[:-1])]
-    router = PrecisionRouter.load(args.router)
-    thresholds = {f"KL-ST K={t.budget:.2f}": t.value for t in kl_st_thresholds(router, config, args)} | {
-        "KL-ST p≥0.5": 0.5
-    }
-    found += [contender(name, "kl-st", [RouterPolicy(router, tau=tau)]) for name, tau in thresholds.items()]
+    router = PrecisionRouter.load(args.router, args.device)
+    forced = forced_types(args.force_high, router)
+    calibration, _ = calibrate(router, config, args, forced)
+    points = {f"K={budget_text(t.budget)}": (t.value, t.tie_probability) for t in calibration.thresholds}
+    for label, (tau, ties) in (points | {"p≥0.5": (DEFAULT_TAU, 1.0)}).items():
+        policy = forcing(RouterPolicy(router, tau=tau, tie_probability=ties), high, forced)
+        found.append(contender(f"KL-ST {label}", "kl-st", [policy]))
     for advantages, lambda_ in itertools.product(args.advantages, args.lambdas):
         folders = [run_folder(args, advantages, lambda_, seed) for seed in range(args.seeds)]
         routers = [PrecisionRouter.load(folder / "router") for folder in folders]
         policies = [RouterPolicy(router, mode="argmax") for router in routers]
         found.append(contender(f"GRPO {advantages} λ={lambda_:g}", f"grpo {advantages} {lambda_}", policies))
         # Random routing has the shares of all seeds together, and as many seeds of its own.
-        share = found[-1].high_share
-        draws = [RandomPolicy(share, len(names), seed) for seed in range(args.seeds)]
-        found.append(contender(f"random {share:.0%} {names[-1]}", f"random {advantages} {lambda_}", draws))
+        shares = found[-1].shares.tolist()
+        draws = [RandomPolicy(shares, len(names), seed) for seed in range(args.seeds)]
+        found.append(contender(f"random {shares[-1]:.0%} {names[-1]}", f"random {advantages} {lambda_}", draws))
     text = "".join(json.dumps(line) + "\n" for line in lines)
     write_atomically(args.out / "episodes.jsonl", lambda part: part.write_text(text, encoding="utf-8"))
     return found
-
-
-def kl_st_thresholds(router: PrecisionRouter, config: EnvConfig, args: argparse.Namespace) -> list[Any]:
-    """Thresholds of Eq. 7 from the calibration panel."""
-    with closing(make_envs(config, args.calibration_panel, args.num_envs)) as envs:
-        tasks = first_tasks(envs, args.calibration_tasks)
-        played = rollout(envs, RouterPolicy(router), tasks, progress="calibration")
-    scores = np.concatenate([t.p_high[t.router_called] for t in played])
-    return [budget_threshold(scores, budget) for budget in BUDGETS]
 
 
 def tabulate(contenders: Sequence[Contender], args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -215,25 +213,25 @@ def tabulate(contenders: Sequence[Contender], args: argparse.Namespace) -> list[
                 "policy": each.name,
                 "kind": each.kind.split()[0],
                 "return": float(values.mean()),
-                "return_ci": asdict(interval(values)),
+                "return_ci": asdict(interval(values, args.resamples)),
                 "returns_of_seeds": values.mean(axis=1).tolist(),
                 "success": float(each.success.mean()),
                 "time_s": float(each.time_s.mean()),
-                "high_share": each.high_share,
+                "high_share": float(each.shares[-1]),
             }
             if each is not grpo:
                 gap = grpo.returns(lambda_) - values.mean(axis=0)
-                row |= {"grpo_minus": float(gap.mean()), "grpo_minus_ci": asdict(interval(gap))}
+                row |= {"grpo_minus": float(gap.mean()), "grpo_minus_ci": asdict(interval(gap, args.resamples))}
             rows.append(row)
     return rows
 
 
-def interval(values: np.ndarray) -> Interval:
+def interval(values: np.ndarray, resamples: int) -> Interval:
     """95 % bootstrap interval of the mean of (seeds, tasks) values; seeds and tasks are both drawn with replacement."""
     rng = np.random.default_rng(0)
     seeds, tasks = values.shape
-    means = np.empty(RESAMPLES)
-    for i in range(RESAMPLES):
+    means = np.empty(resamples)
+    for i in range(resamples):
         means[i] = values[np.ix_(rng.integers(seeds, size=seeds), rng.integers(tasks, size=tasks))].mean()
     low, high = np.quantile(means, [0.025, 0.975]).tolist()
     return Interval(low, high)

@@ -227,3 +227,53 @@ def test_the_share_of_high_falls_with_lambda_and_success_does_not_suffer(
     best_share = np.mean([action for i in range(32) for action in best_actions(f"toy-test-{i:03d}", 4)])
     assert results[0.3]["return"] > high + 0.02
     assert results[0.3]["high"] >= best_share - 1e-9
+
+
+@pytest.mark.slow
+def test_the_comparison_trains_every_setting_and_plays_every_policy(tmp_path: Path) -> None:
+    """Two λ, two kinds of advantages, two seeds; started again it trains nothing; numbers follow from the episodes."""
+    first, out = tmp_path / "first", tmp_path / "out"
+    recipe.main([*SMALL, "--out", str(first), "--updates", "1"])
+    compare = load_recipe("compare_grpo")
+    options = [*SMALL, "--router", str(first / "router"), "--out", str(out), "--seeds", "2", "--updates", "2"]
+    options += ["--lambdas", "0", "0.1", "--advantages", "mean", "group_std", "--test-tasks", "5"]
+    compare.main([*options, "--calibration-tasks", "4"])
+    record = json.loads((out / "results.json").read_text())
+    kinds = [row["kind"] for row in record["results"]]
+    assert kinds == ["grpo", "high", "low", "kl-st", "random"] * 4
+    assert (out / "returns.png").stat().st_size > 5000
+    assert len(list((out / "runs").iterdir())) == 8
+    episodes = [json.loads(line) for line in (out / "episodes.jsonl").read_text().splitlines()]
+    grpo = next(row for row in record["results"] if row["kind"] == "grpo" and row["lambda"] == 0.1)
+    mine = [e for e in episodes if e["policy"] == grpo["policy"]]
+    assert len(mine) == 2 * 5
+    assert grpo["return"] == pytest.approx(np.mean([e["success"] - 0.1 * e["time_s"] for e in mine]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compare.train_grpo, "main", lambda argv: pytest.fail("it trained again"))
+        compare.main([*options, "--calibration-tasks", "4"])
+
+
+def test_the_interval_of_a_comparison_draws_seeds_and_tasks() -> None:
+    """Equal seeds and tasks have no spread; two seeds at 0 and 1 spread over both, and so do two tasks."""
+    interval = load_recipe("compare_grpo").interval
+    assert interval(np.full((3, 4), 0.5), 200).low == interval(np.full((3, 4), 0.5), 200).high == 0.5
+    seeds = interval(np.array([[0.0] * 4, [1.0] * 4]), 400)
+    assert (seeds.low, seeds.high) == (0.0, 1.0)
+    tasks = interval(np.array([[0.0, 1.0]] * 3), 400)
+    assert (tasks.low, tasks.high) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--lambdas", "0.1", "0.1"], "--lambdas must be different numbers"),
+        (["--seeds", "0"], "--seeds must be at least 1"),
+        (["--budgets", "1.5"], "--budgets are shares of steps"),
+        (["--group-size", "1"], "--group-size must be at least 2"),
+    ],
+)
+def test_a_comparison_refuses_what_a_training_would(tmp_path: Path, options: list[str], message: str) -> None:
+    """Before anything is played, options of the training among them."""
+    command = ["--router", str(tmp_path), "--out", str(tmp_path / "out"), *options]
+    with pytest.raises(ConfigError, match=message):
+        load_recipe("compare_grpo").main(command)
