@@ -4,13 +4,13 @@ The policy is the router and a value head on its trunk; it is asked, updated and
 every update is one call of ``PPO.learn``. The return is undiscounted by default, R = r_success − λ·T (Eq. 8). Reaching
 the step cap terminates an episode, so no value is bootstrapped there.
 
-1. Tasks are drawn from ``--panel`` at random. Every ``--evaluate-every`` updates the likeliest actions are played on the
-   held-out ``--validation-panel``, and the router of the best mean return is kept.
+1. Tasks are drawn from ``--panel`` at random. Every ``--evaluate-every`` updates the likeliest actions are played on
+   the held-out ``--validation-panel``, and the router of the best mean return is kept.
 2. ``--router`` starts from a router of agents/train_kl_st.py; without it weights are random.
 3. All chance of an update is a function of (seed, update). Episodes run on from one update into the next: a state file
    holds each one's task, sample index and actions, and ``--resume`` plays them again, from the completion cache. So a
-   killed run that goes on ends in the same weights, bit for bit, as one that was never stopped, and nothing about PPO is
-   changed for it. That costs at most num_envs² · max_steps cached steps at a resumption, 2 s for 16 environments.
+   killed run that goes on ends in the same weights, bit for bit, as one that was never stopped, and nothing about PPO
+   is changed for it. It costs num_envs² · max_steps cached steps at most, once a resumption.
 4. Every step of the window is stored as it was seen: n_steps · num_envs · L · D · 4 bytes, 100 MB for ALFWorld.
 
     python agents/train_ppo.py --env DMR-Toy-v0 --out runs/ppo-toy
