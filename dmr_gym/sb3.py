@@ -266,9 +266,9 @@ class RouterActorCriticPolicy(ActorCriticPolicy):
             found = {name: getattr(config, name) for name in sizes}
             raise ConfigError(f"the router at {router_weights} has {found}, but the environment has {sizes}")
         self._router_kwargs = {"router": None if router is None else dict(router), "router_weights": router_weights}
-        kwargs = {"net_arch": [], "ortho_init": False} | kwargs
-        kwargs |= {"features_extractor_class": RouterTrunk, "features_extractor_kwargs": {"config": config}}
-        super().__init__(observation_space, action_space, lr_schedule, **kwargs)
+        settings: dict[str, Any] = {"net_arch": [], "ortho_init": False} | kwargs
+        settings |= {"features_extractor_class": RouterTrunk, "features_extractor_kwargs": {"config": config}}
+        super().__init__(observation_space, action_space, lr_schedule, **settings)
         if start is not None:
             self.load_router(start)
 

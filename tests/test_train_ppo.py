@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import signal
 import sys
 import time
@@ -276,6 +277,28 @@ def test_tuning_ranks_settings_by_seeds_that_did_not_choose_them(
     assert f"| {winner['setting']} | {winner['lr']} | 128 | 256 | 4 |" in capsys.readouterr().out
     monkeypatch.setattr(tune_ppo, "load_recipe", lambda: SimpleNamespace(parse_args=recipe("train_ppo").parse_args))
     tune_ppo.main(options)
+
+
+def test_the_page_names_options_and_figures_that_there_are(
+    train_ppo: ModuleType, uninterrupted: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Commands of docs/training/ppo.md parse, and its table of figures is that of a run."""
+    text = (ROOT / "docs" / "training" / "ppo.md").read_text(encoding="utf-8")
+    with pytest.raises(SystemExit, match="0"):
+        train_ppo.main(["--help"])
+    known = set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
+    commands = re.findall(r"^python agents/train_ppo.py (.*)$", text, flags=re.MULTILINE)
+    used = set(re.findall(r"--[a-z-]+", " ".join(commands))) | set(re.findall(r"`(--[a-z-]+)", text))
+    assert used - {"--router", "--resume"} <= known
+    assert len(commands) == 2
+    table = text.partition("## Figures")[2].partition("## ")[0]
+    named = set()
+    for row in re.findall(r"^\| (`.*?) \|", table, flags=re.MULTILINE):
+        names = re.findall(r"`([\w/]+)`", row)
+        group = names[0].partition("/")[0]
+        named |= {name if "/" in name else f"{group}/{name}" for name in names}
+    found = {name for entry in read_history(uninterrupted) for name in entry if name != "update"}
+    assert named == {"share/NAME" if name.startswith("share/") else name for name in found}
 
 
 @pytest.mark.parametrize("name", ["train_ppo", "tune_ppo"])
