@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -253,10 +254,11 @@ class Trainer:
         done = int(progress.get("update", -1))
         if done > 0:
             self.take_up(load_extra(path), done)
+        interval = 0.5 if sys.stderr.isatty() else 10.0  # a log file gets a line every ten seconds
         with (
             RunLog(args.out, done) as log,
             stop_on_signal() as stop,
-            tqdm(total=args.updates, initial=max(done, 0), unit="update", mininterval=0.5) as self.bar,
+            tqdm(total=args.updates, initial=max(done, 0), unit="update", mininterval=interval) as self.bar,
         ):
             if done < 0:
                 log.write(0, self.evaluate())
@@ -338,7 +340,8 @@ class Trainer:
             "kl": "train/kl",
             "held out": "validation/return",
         }
-        self.bar.set_postfix({name: f"{figures[key]:.3f}" for name, key in shown.items() if key in figures})
+        values = {name: f"{figures[key]:.3f}" for name, key in shown.items() if key in figures}
+        self.bar.set_postfix(values, refresh=False)
         self.bar.update()
 
 

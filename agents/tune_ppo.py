@@ -3,8 +3,8 @@
 Setting 0 is the recipe's defaults, the others are drawn from `SPACE`. Each is trained with the seeds 0, 1, ... for
 ``--env-steps`` steps of the environment. Its score is the mean
 over seeds of the held-out return, averaged over ten plays of the validation panel that lie evenly in the run: a setting
-that learns fast and one that ends high both gain. The ``--finalists`` best are trained again with seeds that nobody has
-seen, and the best of those wins, so the number that is reported did not choose the settings.
+that learns fast and one that ends high both gain. The ``--finalists`` best, and the defaults, are trained again with
+seeds that nobody has seen, and the best of those wins: the numbers that are reported did not choose the finalists.
 
     python agents/tune_ppo.py --out runs/tune-ppo --env DMR-Toy-v0 -- --n-layers 1 --d-model 32 --n-heads 2 --d-ff 64
 
@@ -157,19 +157,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = [draw(number, args, recipe) for number in range(args.settings)]
     first = range(args.seeds)
     fresh = range(args.seeds, args.seeds + args.finalist_seeds)
-    finalists = min(args.finalists, args.settings)
-    with tqdm(total=len(settings) * len(first) + finalists * len(fresh), unit="run") as bar:
+    with tqdm(total=len(settings) * len(first) + (args.finalists + 1) * len(fresh), unit="run") as bar:
         for setting in settings:
             for seed in first:
                 train(setting, seed, args, passed_on, recipe)
                 bar.update()
             bar.set_postfix(best=f"{max(s.score(first) for s in settings if len(s.curves) == len(first)):.3f}")
         ranked = sorted(settings, key=lambda setting: -setting.score(first))
-        for setting in ranked[:finalists]:
+        finalists = ranked[: args.finalists]
+        finalists += [] if settings[0] in finalists else [settings[0]]
+        bar.total = len(settings) * len(first) + len(finalists) * len(fresh)
+        for setting in finalists:
             for seed in fresh:
                 train(setting, seed, args, passed_on, recipe)
                 bar.update()
-    winners = sorted(ranked[:finalists], key=lambda setting: -setting.score(fresh))
+    winners = sorted(finalists, key=lambda setting: -setting.score(fresh))
     record = {
         "settings": {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()},
         "passed_on": list(passed_on),

@@ -270,7 +270,8 @@ def test_tuning_ranks_settings_by_seeds_that_did_not_choose_them(
     assert [row["lr"] for row in record["search"] if row["setting"] == 0] == [1e-3]
     assert record["search"][-1]["lr"] == 1e-9
     assert [row["seeds"] for row in record["search"]] == [[0]] * 3
-    assert [row["seeds"] for row in record["finalists"]] == [[1]]
+    assert all(row["seeds"] == [1] for row in record["finalists"])
+    assert 0 in [row["setting"] for row in record["finalists"]]  # the defaults, whatever their rank
     scores = [row["mean_return"] for row in record["search"]]
     assert scores == sorted(scores, reverse=True)
     winner = record["finalists"][0]
