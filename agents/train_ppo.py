@@ -11,7 +11,7 @@ the step cap terminates an episode, so no value is bootstrapped there.
    holds each one's task, sample index and actions, and ``--resume`` plays them again, from the completion cache. So a
    killed run that goes on ends in the same weights, bit for bit, as one that was never stopped, and nothing about PPO
    is changed for it. It costs num_envs² · max_steps cached steps at most, once a resumption.
-4. Every step of the window is stored as it was seen: n_steps · num_envs · L · D · 4 bytes, 100 MB for ALFWorld.
+4. Every step of the window is stored as it was seen: n_steps · num_envs · L · D · 4 bytes, 50 MB for ALFWorld.
 
     python agents/train_ppo.py --env DMR-Toy-v0 --out runs/ppo-toy
     python agents/train_ppo.py --router runs/kl-st/router --out runs/ppo --set lambda_=0.05
@@ -92,17 +92,17 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     ppo(
         "--n-steps",
         type=int,
-        default=128,
+        default=64,
         metavar="N",
         help="steps of each environment an update (default: %(default)s)",
     )
-    ppo("--minibatch-size", type=int, default=256, metavar="N", help="steps a gradient (default: %(default)s)")
-    ppo("--epochs", type=int, default=4, metavar="N", help="passes over an update's steps (default: %(default)s)")
-    ppo("--lr", type=float, default=1e-3, metavar="X", help="learning rate of Adam (default: %(default)s)")
+    ppo("--minibatch-size", type=int, default=128, metavar="N", help="steps a gradient (default: %(default)s)")
+    ppo("--epochs", type=int, default=8, metavar="N", help="passes over an update's steps (default: %(default)s)")
+    ppo("--lr", type=float, default=3e-4, metavar="X", help="learning rate of Adam (default: %(default)s)")
     ppo("--anneal", action="store_true", help="let the learning rate fall linearly to zero")
     ppo("--gamma", type=float, default=1.0, metavar="X", help="discount a step, in (0, 1] (default: %(default)s)")
-    ppo("--gae-lambda", type=float, default=0.95, metavar="X", help="of GAE, in [0, 1] (default: %(default)s)")
-    ppo("--clip", type=float, default=0.2, metavar="X", help="how far a ratio may leave 1 (default: %(default)s)")
+    ppo("--gae-lambda", type=float, default=1.0, metavar="X", help="of GAE, in [0, 1] (default: %(default)s)")
+    ppo("--clip", type=float, default=0.3, metavar="X", help="how far a ratio may leave 1 (default: %(default)s)")
     ppo("--entropy", type=float, default=0.0, metavar="X", help="weight of the entropy in nats (default: %(default)s)")
     ppo("--value-weight", type=float, default=0.5, metavar="X", help="weight of the value loss (default: %(default)s)")
     ppo("--grad-clip", type=float, default=0.5, metavar="X", help="largest gradient norm (default: %(default)s)")

@@ -260,14 +260,14 @@ def test_tuning_ranks_settings_by_seeds_that_did_not_choose_them(
 ) -> None:
     """Defaults and two draws: every run is made, a second start makes none, and the table names the winner."""
     tune_ppo = recipe("tune_ppo")
-    space = {"lr": (1e-9, 1e-2), "n_steps": (128,), "minibatch_size": (256,), "epochs": (4,)}
+    space = {"lr": (1e-9, 1e-2), "n_steps": (64,), "minibatch_size": (128,), "epochs": (8,)}
     options = ["--out", str(tmp_path), "--env", "DMR-Toy-v0", "--settings", "3", "--seeds", "1", "--finalists", "1"]
-    options += ["--finalist-seeds", "1", "--num-envs", "2", "--env-steps", "2560", "--", *SIZES]
+    options += ["--finalist-seeds", "1", "--num-envs", "2", "--env-steps", "1280", "--", *SIZES]
     options += ["--validation-tasks", "4"]
     monkeypatch.setattr(tune_ppo, "SPACE", space)
     tune_ppo.main(options)
     record = json.loads((tmp_path / "tuning.json").read_text())
-    assert [row["lr"] for row in record["search"] if row["setting"] == 0] == [1e-3]
+    assert [row["lr"] for row in record["search"] if row["setting"] == 0] == [3e-4]
     assert record["search"][-1]["lr"] == 1e-9
     assert [row["seeds"] for row in record["search"]] == [[0]] * 3
     assert all(row["seeds"] == [1] for row in record["finalists"])
@@ -275,7 +275,7 @@ def test_tuning_ranks_settings_by_seeds_that_did_not_choose_them(
     scores = [row["mean_return"] for row in record["search"]]
     assert scores == sorted(scores, reverse=True)
     winner = record["finalists"][0]
-    assert f"| {winner['setting']} | {winner['lr']} | 128 | 256 | 4 |" in capsys.readouterr().out
+    assert f"| {winner['setting']} | {winner['lr']} | 64 | 128 | 8 |" in capsys.readouterr().out
     monkeypatch.setattr(tune_ppo, "load_recipe", lambda: SimpleNamespace(parse_args=recipe("train_ppo").parse_args))
     tune_ppo.main(options)
 
