@@ -197,6 +197,7 @@ def save_training_state(
     model: torch.nn.Module,
     optimizers: Sequence[torch.optim.Optimizer],
     progress: Mapping[str, int | float],
+    extra: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
     """Write weights, optimizer state and progress as one safetensors file, whole or not at all.
 
@@ -205,11 +206,13 @@ def save_training_state(
         model: its parameters are saved.
         optimizers: in a fixed order; every value of their state must be a tensor.
         progress: numbers that `load_training_state` gives back.
+        extra: tensors that `load_extra` gives back.
     """
     tensors = {f"model.{name}": p.detach().clone() for name, p in model.named_parameters()}
     for index, optimizer in enumerate(optimizers):
         for number, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{number}.{key}": value for key, value in state.items()}
+    tensors |= {f"extra.{name}": value for name, value in (extra or {}).items()}
     metadata = {name: repr(value) for name, value in progress.items()}
     write_atomically(path, lambda part: save_file(tensors, part, metadata=metadata))
 
@@ -245,3 +248,12 @@ def load_training_state(
                 state.setdefault(int(number), {})[key] = value
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return progress
+
+
+def load_extra(path: Path) -> dict[str, torch.Tensor]:
+    """Read the further tensors that `save_training_state` was given; empty where there is no file."""
+    if not path.is_file():
+        return {}
+    with safe_open(path, framework="pt") as file:
+        names = [name for name in file.keys() if name.startswith("extra.")]  # noqa: SIM118 (not a mapping)
+        return {name.removeprefix("extra."): file.get_tensor(name) for name in names}

@@ -15,6 +15,7 @@ from dmr_gym.training import (
     HISTORY_FILE,
     RunLog,
     claim_folder,
+    load_extra,
     load_training_state,
     read_history,
     save_training_state,
@@ -53,10 +54,22 @@ def test_a_restored_run_goes_on_bit_identically(tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(whole[0].parameters(), second[0].parameters(), strict=True))
 
 
+def test_further_tensors_come_back_and_do_no_harm(tmp_path: Path) -> None:
+    """They are in the same file, which goes into a model as it would without them."""
+    model, optimizer = make()
+    update(model, optimizer)
+    path = tmp_path / "state.safetensors"
+    save_training_state(path, model, [optimizer], {"update": 1}, {"actions": torch.tensor([[1, -1]])})
+    assert load_training_state(path, *make()[:1], [make()[1]]) == {"update": 1.0}
+    [(name, value)] = load_extra(path).items()
+    assert (name, value.dtype, value.tolist()) == ("actions", torch.int64, [[1, -1]])
+
+
 def test_without_a_file_nothing_is_loaded(tmp_path: Path) -> None:
-    """A new run has no progress."""
+    """A new run has no progress and no further tensors."""
     model, optimizer = make()
     assert load_training_state(tmp_path / "none.safetensors", model, [optimizer]) == {}
+    assert load_extra(tmp_path / "none.safetensors") == {}
 
 
 def test_a_state_of_another_model_is_refused(tmp_path: Path) -> None:
