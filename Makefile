@@ -57,7 +57,7 @@ distclean: clean  ## clean, and remove .venv too; runs/ stays
 	@rm -rf $(VENV)
 
 $(READY_TRAIN): EXTRAS := train
-$(READY_DEV): EXTRAS := dev,train,quantize
+$(READY_DEV): EXTRAS := dev,train,quantize,libraries,minari
 
 # A plain `torch` in a requirement can pull gigabytes of another build, so the exact release goes in first, alone.
 $(READY_TRAIN) $(READY_DEV):
