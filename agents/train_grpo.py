@@ -323,9 +323,7 @@ class Trainer:
             key = f"rollout/share_{name}"
             shares = [entry[key] for entry in log.history if key in entry]
             if run_length(shares) == COLLAPSED_UPDATES:
-                tqdm.write(
-                    f"update {done}: collapse, {name} took {shares[-1]:.1%} of the steps of {COLLAPSED_UPDATES} updates"
-                )
+                tqdm.write(f"update {done}: collapse, {name} took {shares[-1]:.1%} of the last steps")
 
 
 def run_length(shares: Sequence[float]) -> int:
