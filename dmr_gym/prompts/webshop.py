@@ -49,6 +49,8 @@ MAX_TEXT_CHARS = 400
 MAX_INVALID_CHARS = 60
 MAX_CHAT_CHARS = 13_000
 NO_ACTION = "(no action)"
+INVALID = " (invalid)"
+"""Behind an action of the short history that changed nothing."""
 
 _CHAT_TASK = "You are shopping on the website WebShop for a customer.\nThe customer's task for you: {goal}"
 _CHAT_TAKEN = "You have taken {taken} step(s) so far."

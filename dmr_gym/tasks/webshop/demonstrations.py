@@ -28,6 +28,10 @@ SHOP_EPISODES = 10
 REPEAT = 0.2
 """Chance that a mistake is made again at once."""
 
+TEMPTATION = 0.5
+"""Chance, in an episode with mistakes, to ask for a wanted value on the page of a product that does not offer it: the
+mistake that agents make most, and without an example of the way back they make it for ever."""
+
 HARD = 0.6
 """Share of demonstrations that pick their goal among those that take more than clicking the first result."""
 
@@ -77,6 +81,8 @@ def demonstration(
         action = expert.act(prompt)
         if author == "mistake" and chance.happens(REPEAT):
             action = previous
+        elif (missing := _missing_values(action, prompt, expert.values)) and noise and chance.happens(TEMPTATION):
+            author, action = "mistake", f"click[{chance.pick(missing)}]"
         elif chance.happens(noise):
             mistake = _mistake(chance, action, prompt, expert.values)
             author, action = ("mistake", mistake) if mistake != action else ("expert", action)
@@ -196,6 +202,14 @@ def expert_for(goal: Goal) -> ShoppingExpert:
     """The expert that knows what a goal's words mean, and not which product is its target."""
     values = goal.options.values() if isinstance(goal.options, dict) else goal.options
     return ShoppingExpert(goal.attributes, tuple(values), goal.query)
+
+
+def _missing_values(action: str, prompt: str, wanted: Sequence[str]) -> list[str]:
+    """Wanted values that an item's page does not offer, where the expert is about to leave it; else none."""
+    if action != "click[< prev]" or not read_prompt(prompt).summary.startswith("item"):
+        return []
+    offered = {value for line in read_prompt(prompt).body[2:] for value in _VALUE.findall(line)}
+    return [value for value in wanted if value not in offered]
 
 
 def _mistake(chance: Chance, action: str, prompt: str, wanted: Sequence[str]) -> str:

@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from dmr_gym.prompts.webshop import INVALID
 from dmr_gym.tasks.webshop.shop_words import singular
 
 LAST_PAGE = 3
@@ -55,7 +56,7 @@ class Past(NamedTuple):
     @property
     def clicked(self) -> str:
         """What was clicked; "" for a search or for no action."""
-        return self.action[6:-1] if self.action.startswith("click[") else ""
+        return self.action.removesuffix(INVALID)[6:-1] if self.action.startswith("click[") else ""
 
 
 class View(NamedTuple):

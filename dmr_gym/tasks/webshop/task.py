@@ -11,6 +11,7 @@ from typing import Any
 from dmr_gym.config import unknown_name
 from dmr_gym.errors import ConfigError, TaskError
 from dmr_gym.prompts.webshop import (
+    INVALID,
     PROMPT_STYLES,
     PageView,
     admissible_actions,
@@ -185,7 +186,8 @@ class WebshopTask:
             reason = AFTER_PURCHASE
         elif reason is None:
             reason = engine.inadmissible_reason(action)
-        pair = (self._page(), shown_action(reading.action, reason is None))
+        shown = shown_action(reading.action, reason is None)
+        pair = (self._page(), f"{shown}{INVALID}" if reason is not None and self._style == "short" else shown)
         if reason is None:
             engine.step(action)
             score = engine.reward if engine.done else None
