@@ -190,3 +190,19 @@ def test_nobody_buys_on_the_page_of_a_product_for_another_task() -> None:
     }
     assert " click[ < prev]\n" in answers
     assert len(answers) > 10
+
+
+def test_what_a_product_does_not_offer_is_asked_for_and_left() -> None:
+    """In episodes with mistakes, wanted values are clicked where they are missing, and the expert then goes back."""
+    followed = []
+    for seed in range(40):
+        pieces = list(demonstration(seed, 1.0, 0.1))
+        followed += [
+            after
+            for piece, after in zip(pieces, pieces[1:], strict=False)
+            if piece.author == "mistake" and f": {piece.answer.strip().replace('[ ', '[')} (invalid)" in after.prompt
+            if after.author == "expert" and piece.answer.strip()[5:] not in piece.prompt
+        ]
+    assert len(followed) >= 5
+    assert sum(after.answer == " click[ < prev]\n" for after in followed) >= len(followed) / 2
+    assert not any("(invalid)" in piece.prompt for seed in range(10) for piece in demonstration(seed))

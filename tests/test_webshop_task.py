@@ -249,7 +249,7 @@ def test_history_has_the_asked_length(length: int, shown: int) -> None:
 def test_invalid_completions_change_step_and_history_alone(
     completion: str, step_type: str, shown: str, reason: str
 ) -> None:
-    """They have a reason, the page stays as it is, and the prompt shows what was read."""
+    """They have a reason, the page stays as it is, and the prompt shows what was read, marked as invalid."""
     task = small_task()
     task.step("search[bar]")
     opened = task.step(f"click[{BAR.lower()}]")
@@ -260,7 +260,7 @@ def test_invalid_completions_change_step_and_history_alone(
     assert task.engine.page == page
     lines = text(task).splitlines()
     assert lines[1] == "Step 4"
-    assert lines[3] == f"was item 1: {shown}"
+    assert lines[3] == f"was item 1: {shown} (invalid)"
 
 
 def test_unreadable_answers_count_as_what_the_page_suggests() -> None:
