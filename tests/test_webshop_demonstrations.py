@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from itertools import zip_longest
+from itertools import pairwise, zip_longest
 
 import pytest
 
@@ -199,7 +199,7 @@ def test_what_a_product_does_not_offer_is_asked_for_and_left() -> None:
         pieces = list(demonstration(seed, 1.0, 0.1))
         followed += [
             after
-            for piece, after in zip(pieces, pieces[1:], strict=False)
+            for piece, after in pairwise(pieces)
             if piece.author == "mistake" and f": {piece.answer.strip().replace('[ ', '[')} (invalid)" in after.prompt
             if after.author == "expert" and piece.answer.strip()[5:] not in piece.prompt
         ]
