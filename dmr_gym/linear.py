@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+_packed_product = torch.ops.mkldnn._linear_pointwise.default
+
 
 def has_bfloat16_units() -> bool:
     """Whether this CPU multiplies bfloat16 natively: AVX-512 BF16 or AMX.
@@ -42,21 +44,25 @@ class PackedLinear(nn.Module):
         self._packed: tuple[Tensor, Tensor] | None = None
         self._packed_from = (-1, -1)
 
-    @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., inputs) to (..., outputs)."""
-        versions = self.weight._version, self.bias._version
-        if self._packed is None or versions != self._packed_from:
-            self._packed, self._packed_from = self._pack(), versions
-        weight, bias = self._packed
+        weight, bias = self._newest()
         if weight.is_mkldnn:
-            y: Tensor = torch.ops.mkldnn._linear_pointwise.default(
-                x.to(self._dtype), weight, bias, self._activation, [], "none"
-            )
+            y: Tensor = _packed_product(x.to(self._dtype), weight, bias, self._activation, [], "none")
         else:
             y = functional.linear(x.to(self._dtype), weight, bias)
             y = functional.gelu(y) if self._activation == "gelu" else y
         return y.to(x.dtype)
+
+    def _newest(self) -> tuple[Tensor, Tensor]:
+        """Weights and bias as multiplied, made anew when the layer's own have changed."""
+        weight, bias = self._parameters["weight"], self._parameters["bias"]  # half the time of self.weight
+        assert weight is not None
+        assert bias is not None
+        versions = weight._version, bias._version
+        if self._packed is None or versions != self._packed_from:
+            self._packed, self._packed_from = self._pack(), versions
+        return self._packed
 
     def _pack(self) -> tuple[Tensor, Tensor]:
         weight, bias = self.weight.detach().to(self._dtype), self.bias.detach().to(self._dtype)
