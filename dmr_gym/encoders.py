@@ -166,7 +166,6 @@ class MiniLMEncoder:
         if self._loaded is None:
             folder = _minilm_folder(self._source)
             _check_weights(folder / "model.safetensors")
-            import torch
             from safetensors.torch import load_file
             from transformers import AutoTokenizer
 
@@ -175,7 +174,7 @@ class MiniLMEncoder:
             try:
                 tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
                 tensors = load_file(folder / "model.safetensors")
-                model = MiniLM(tensors, getattr(torch, self._dtype), self._device)
+                model = MiniLM(tensors, self._dtype, self._device)
             except Exception as error:  # loaders raise a dozen kinds; the cause stays attached
                 raise BackendError(
                     f"{folder} cannot be loaded as all-MiniLM-L6-v2 ({error}); download it anew"

@@ -27,20 +27,21 @@ class MiniLM:
 
     Args:
         tensors: the published weights by name, float32.
-        dtype: float32 or bfloat16, in which everything but the means is computed.
+        dtype: "float32" or "bfloat16", in which everything but the means is computed.
         device: torch device.
 
     Raises:
         KeyError: a weight is missing.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor], dtype: torch.dtype, device: str) -> None:
-        self._weights = {name: tensor.to(device, dtype) for name, tensor in tensors.items() if "LayerNorm" in name}
+    def __init__(self, tensors: Mapping[str, Tensor], dtype: str, device: str) -> None:
+        stored = getattr(torch, dtype)
+        self._weights = {name: tensor.to(device, stored) for name, tensor in tensors.items() if "LayerNorm" in name}
         table = "embeddings.{}_embeddings.weight"
         # Every token is of type 0, so its row belongs to the positions.
         positions = tensors[table.format("position")] + tensors[table.format("token_type")][0]
-        self._positions = positions.to(device, dtype)
-        self._words = tensors[table.format("word")].to(device, dtype)
+        self._positions = positions.to(device, stored)
+        self._words = tensors[table.format("word")].to(device, stored)
         self._layers = [self._linear_layers(tensors, f"encoder.layer.{i}.", dtype, device) for i in range(LAYERS)]
         self._device = device
 
@@ -67,7 +68,7 @@ class MiniLM:
 
     @staticmethod
     def _linear_layers(
-        tensors: Mapping[str, Tensor], prefix: str, dtype: torch.dtype, device: str
+        tensors: Mapping[str, Tensor], prefix: str, dtype: str, device: str
     ) -> tuple[PackedLinear, PackedLinear, PackedLinear, PackedLinear]:
         """Query, key and value as one layer; attention's output; the two of the feed-forward branch."""
 

@@ -24,9 +24,9 @@ from typing import Any, cast
 
 import numpy as np
 
+from dmr_gym import linear
 from dmr_gym.device import torch_device
 from dmr_gym.errors import ConfigError, MissingDependency
-from dmr_gym.linear import has_bfloat16_units, pack_linear_layers
 from dmr_gym.runs import write_atomically
 from dmr_gym.types import FloatArray
 
@@ -41,7 +41,6 @@ except ImportError as error:
 
 WEIGHTS_FILE = "router.safetensors"
 CONFIG_FILE = "router.json"
-INFERENCE_DTYPES = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +85,7 @@ class RouterState:
     """What the router remembers of B running histories: one key-value cache a slot.
 
     Attributes:
-        cache: (n_layers, B, max_length, 2, n_heads, head width), keys and values.
+        cache: (n_layers, 2, B, n_heads, max_length, head width), keys and values.
         lengths: (B,) int64, rows seen so far of each slot; setting an entry to 0 starts that slot afresh.
     """
 
@@ -208,7 +207,7 @@ class PrecisionRouter(nn.Module):
         """Return an empty `RouterState` for B histories, to decode with `step`."""
         config = self.config
         width = config.d_model // config.n_heads
-        shape = (config.n_layers, batch_size, config.max_length, 2, config.n_heads, width)
+        shape = (config.n_layers, 2, batch_size, config.n_heads, config.max_length, width)
         return RouterState(
             cache=torch.zeros(shape, device=self.device),
             lengths=torch.zeros(batch_size, dtype=torch.int64, device=self.device),
@@ -240,12 +239,14 @@ class PrecisionRouter(nn.Module):
         x = self._embed(row.unsqueeze(1), order.unsqueeze(1))  # (B, 1, d_model)
         seen = torch.arange(used, device=self.device) <= order.unsqueeze(1)  # (B, used)
         mask = torch.zeros(seen.shape, device=self.device).masked_fill_(~seen, -torch.inf)[:, None, None]
-        place = torch.arange(len(row), device=self.device) * self.config.max_length + order  # (B,) among all slots' rows
+        heads = 2 * len(row) * self.config.n_heads
+        starts = torch.arange(heads, device=self.device).view(2, len(row), -1) * self.config.max_length
+        places = (starts + order.unsqueeze(1)).flatten()  # of the new keys and values among a layer's
         for block, cache in zip(self._layers, state.cache, strict=True):
             q, k, v = block.project(x)
             # An inactive slot's entry lies beyond its length: its own next row overwrites it before it is read.
-            cache.flatten(0, 1).index_copy_(0, place, torch.stack((k[:, :, 0], v[:, :, 0]), dim=1))
-            x = block.finish(x, q, *cache[:, :used].permute(2, 0, 3, 1, 4), mask)
+            cache.flatten(0, 3).index_copy_(0, places, torch.stack((k, v)).flatten(0, 3))
+            x = block.finish(x, q, *cache[:, :, :, :used], mask)
         state.lengths += active.to(state.lengths.dtype)
         logits: Tensor = self.head(self.norm(x[:, 0]))
         return logits, state
@@ -253,25 +254,25 @@ class PrecisionRouter(nn.Module):
     def for_inference(self, dtype: str) -> PrecisionRouter:
         """Return a router with the same weights, in evaluation mode, whose blocks multiply faster on a CPU.
 
-        The weights are shared and stay float32: when this router is trained on, the other follows. All else, the
-        residual stream and the key-value cache among it, is computed in float32 too, so decisions differ at near-ties
-        only: bfloat16 moves a probability by less than 0.01 (see tests/test_router.py).
+        The weights are shared and stay float32: when this router is trained on, the other follows. Everything but the
+        products inside the blocks is computed in float32 too. Decisions differ at near-ties only: a probability moves
+        by less than 0.001 in float16 and by less than 0.02 in bfloat16.
 
         Args:
-            dtype: "float32", packed for oneDNN; or "bfloat16", which reads half the bytes. A CPU without bfloat16
-                units would take longer over those than over float32 and gets float32.
+            dtype: "float16" (weights alone; the fastest for up to a dozen histories), "bfloat16" (the fastest for
+                more, and for `forward`) or "float32"; see `dmr_gym.linear`. Where this CPU computes a reduced dtype no
+                faster than float32, it gets float32.
 
         Raises:
             ConfigError: another dtype.
         """
-        if dtype not in INFERENCE_DTYPES:
-            raise ConfigError(f"router: dtype must be one of {list(INFERENCE_DTYPES)}, got {dtype!r}")
-        if dtype == "bfloat16" and self.device.type == "cpu" and not has_bfloat16_units():
-            dtype = "float32"
+        if dtype not in linear.DTYPES:
+            raise ConfigError(f"router: dtype must be one of {list(linear.DTYPES)}, got {dtype!r}")
+        chosen = dtype if self.device.type != "cpu" or linear.is_fast(dtype) else "float32"
         shared = {id(weight): weight for weight in self.parameters()}
-        copied = copy.deepcopy(self, shared).eval()
-        pack_linear_layers(copied.blocks, getattr(torch, dtype))
-        return copied
+        router = copy.deepcopy(self, shared).eval()
+        linear.pack_linear_layers(router.blocks, chosen)
+        return router
 
     @property
     def device(self) -> torch.device:
