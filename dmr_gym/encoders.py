@@ -187,9 +187,7 @@ def _hash(*, dim: int = 64) -> Encoder:
     return HashEncoder(dim)
 
 
-def _minilm(
-    *, source: str | None = None, device: str = "cpu", batch_size: int = 32, dtype: str = "float32"
-) -> Encoder:
+def _minilm(*, source: str | None = None, device: str = "cpu", batch_size: int = 32, dtype: str = "float32") -> Encoder:
     return MiniLMEncoder(source, device, batch_size, dtype)
 
 

@@ -31,7 +31,7 @@ def is_fast(dtype: str) -> bool:
     """Whether products in a reduced dtype are faster than float32 on this CPU."""
     if dtype == "float16":
         return torch.backends.quantized.engine in ("fbgemm", "x86")
-    return dtype == "float32" or (torch.backends.mkldnn.is_available() and has_bfloat16_units())
+    return dtype == "float32" or (_has_onednn() and has_bfloat16_units())
 
 
 class PackedLinear(nn.Module):
@@ -69,8 +69,10 @@ class PackedLinear(nn.Module):
         on_cpu = weight.device.type == "cpu"
         if self._dtype == "float16" and on_cpu and is_fast("float16"):
             return _fbgemm(weight, bias, self._activation)
-        if self._dtype != "float16" and on_cpu and torch.backends.mkldnn.is_available():
-            return _onednn(weight, bias, getattr(torch, self._dtype), self._activation)
+        if self._dtype == "float32" and on_cpu and _has_onednn():
+            return _onednn(weight, bias, torch.float32, self._activation)
+        if self._dtype == "bfloat16" and on_cpu and _has_onednn() and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            return _onednn(weight, bias, torch.bfloat16, self._activation)
         return _plain(weight, bias, self._dtype, self._activation)
 
 
@@ -118,3 +120,8 @@ def _plain(weight: Tensor, bias: Tensor, dtype: str, activation: str) -> Callabl
 
 def _activate(y: Tensor, activation: str) -> Tensor:
     return functional.gelu(y) if activation == "gelu" else y
+
+
+def _has_onednn() -> bool:
+    available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return available

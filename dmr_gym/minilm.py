@@ -59,7 +59,7 @@ class MiniLM:
             prefix = f"encoder.layer.{index}."
             x = self._norm(x + out(_attend(qkv(x), lengths)), f"{prefix}attention.output")
             x = self._norm(x + ff_out(ff_in(x)), f"{prefix}output")
-        means = torch.stack([states.mean(dim=0) for states in x.float().split(lengths)])
+        means = torch.stack([states.mean(dim=0) for states in torch.split(x.float(), lengths)])
         return functional.normalize(means, dim=-1)
 
     def _norm(self, x: Tensor, name: str) -> Tensor:
@@ -77,7 +77,7 @@ class MiniLM:
                 torch.cat([tensors[f"{prefix}{name}.{part}"] for name in names]).to(device)
                 for part in ("weight", "bias")
             )
-            linear = nn.Linear(*reversed(weight.shape), device="meta")
+            linear = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
             linear.weight, linear.bias = nn.Parameter(weight), nn.Parameter(bias)
             return PackedLinear(linear, dtype, activation)
 
@@ -89,8 +89,8 @@ class MiniLM:
         )
 
 
-def _attend(qkv: Tensor, lengths: Sequence[int]) -> Tensor:
+def _attend(qkv: Tensor, lengths: list[int]) -> Tensor:
     """Let the tokens of each text attend to one another: (N, 3 D) queries, keys and values to (N, D)."""
     heads = qkv.view(len(qkv), 3, HEADS, WIDTH // HEADS).permute(1, 2, 0, 3)  # (3, heads, N, head width)
-    mixed = [functional.scaled_dot_product_attention(*text[:, None])[0] for text in heads.split(list(lengths), dim=2)]
+    mixed = [functional.scaled_dot_product_attention(*text[:, None])[0] for text in torch.split(heads, lengths, dim=2)]
     return torch.cat(mixed, dim=1).transpose(0, 1).flatten(1)

@@ -165,7 +165,7 @@ class PrecisionRouter(nn.Module):
         return logits
 
     def hidden(self, rows: Tensor, valid_mask: Tensor) -> Tensor:
-        """Return what the head reads, (B, T, d_model), for a policy with a head of its own. Arguments as in `forward`."""
+        """Return what the head reads, (B, T, d_model), for a policy with its own head. Arguments as in `forward`."""
         self._check(rows, valid_mask)
         steps = rows.shape[1]
         order = (valid_mask.cumsum(1) - 1).clamp_min(0)  # (B, T): position among the valid rows
@@ -246,7 +246,8 @@ class PrecisionRouter(nn.Module):
             q, k, v = block.project(x)
             # An inactive slot's entry lies beyond its length: its own next row overwrites it before it is read.
             cache.flatten(0, 3).index_copy_(0, places, torch.stack((k, v)).flatten(0, 3))
-            x = block.finish(x, q, *cache[:, :, :, :used], mask)
+            keys, values = cache[:, :, :, :used]
+            x = block.finish(x, q, keys, values, mask)
         state.lengths += active.to(state.lengths.dtype)
         logits: Tensor = self.head(self.norm(x[:, 0]))
         return logits, state

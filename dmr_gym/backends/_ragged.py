@@ -80,7 +80,7 @@ class Batch:
 
     __slots__ = ("counts", "layers", "lengths", "masks")
 
-    def __init__(self, rows: Sequence[KVRow], counts: Sequence[int]) -> None:
+    def __init__(self, rows: Sequence[KVRow], counts: list[int]) -> None:
         self.counts = counts
         self.lengths = [len(row.tokens) + count for row, count in zip(rows, counts, strict=True)]
         views = [
@@ -139,8 +139,8 @@ def ragged_attention(
             f"a sequence of {longest} tokens exceeds the model's attention window of {sliding_window}; "
             "shorten the prompt"
         )
-    fresh = torch.stack((key[0], value[0])).split(ragged.counts, dim=2)
-    queries = query.split(ragged.counts, dim=2)
+    fresh = torch.split(torch.stack((key[0], value[0])), ragged.counts, dim=2)
+    queries = torch.split(query, ragged.counts, dim=2)
     outputs = []
     for (places, (keys, values)), new, asking, mask in zip(
         ragged.layers[module.layer_idx], fresh, queries, ragged.masks, strict=True

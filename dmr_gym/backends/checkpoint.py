@@ -193,9 +193,10 @@ def _unwrap_quantized(model: torch.nn.Module, device: torch.device) -> None:
     Schemes with quantized activations (W8A8) keep it, because it rounds the inputs.
     """
     for module in model.modules():
-        if not isinstance(module._parameters, dict) and device.type == "cpu":
+        parameters: Any = module._parameters
+        if not isinstance(parameters, dict) and device.type == "cpu":
             # A mapping that would move weights from another device at each access: there is none.
-            module._parameters = {name: module._parameters[name] for name in module._parameters}
+            module._parameters = dict(parameters)
         scheme: Any = getattr(module, "quantization_scheme", None)
         dequantized = getattr(getattr(module, "quantization_status", None), "value", None) == "decompressed"
         if dequantized and scheme.input_activations is None and scheme.output_activations is None:
