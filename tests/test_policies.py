@@ -199,6 +199,18 @@ def test_sampling_follows_the_distribution_and_reports_its_logprobs():
     np.testing.assert_allclose(decided.logprobs, np.log(probabilities)[decided.actions], rtol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_reduced_dtypes_decide_alike(dtype):
+    """On random episodes p_high stays within 0.02 of float32's, and 99 of 100 decisions are the same."""
+    router, episodes = _router(), [_episode(8, seed) for seed in range(64)]
+    found, expected = (
+        _p_high(RouterPolicy(router, dtype=dtype), episodes, 8),
+        _p_high(RouterPolicy(router), episodes, 8),
+    )
+    np.testing.assert_allclose(found, expected, atol=0.02)
+    assert ((found >= 0.5) == (expected >= 0.5)).mean() >= 0.99
+
+
 def test_unknown_settings_are_refused():
     """The message lists what is allowed."""
     with pytest.raises(ConfigError, match='mode must be "threshold", "argmax" or "sample", got \'greedy\''):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from dmr_gym import linear
 from dmr_gym.errors import ConfigError
 from dmr_gym.router import PrecisionRouter, RouterConfig, last_valid_index, pad_rows
 
@@ -241,6 +242,89 @@ def test_the_router_can_learn_to_read_an_early_row(router):
     rows = _rows(256, 4, 999)
     accuracy = (router.act(rows.numpy()).argmax(1) == (rows[:, 0, 0] > 0).numpy()).mean()
     assert accuracy > 0.9
+
+
+# ---------------------------------------------------------------------------------------------------- inference
+
+WIDE = RouterConfig(embedding_dim=6, n_layers=2, d_model=32, n_heads=2, d_ff=64, max_length=8, dropout=0.0)
+TOLERANCE = {"float32": 1e-5, "float16": 1e-3, "bfloat16": 2e-2}
+
+
+@pytest.fixture(scope="module")
+def trained() -> PrecisionRouter:
+    """A router that has learnt to find the sign of the first row, so that its probabilities spread over [0, 1]."""
+    torch.manual_seed(0)
+    router = PrecisionRouter(WIDE)
+    optimizer = torch.optim.AdamW(router.parameters(), lr=3e-3)
+    for seed in range(60):
+        rows = _rows(32, 8, seed)
+        logits = router(rows, torch.ones(32, 8, dtype=torch.bool))
+        targets = (rows[:, :1, 0] > 0).long().expand(32, 8)
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten()).backward()
+        optimizer.step()
+    return router.eval()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_inference_decides_as_the_router_it_came_from(trained, dtype):
+    """Probabilities agree to the tolerance, in one pass and row by row, and so do all decisions but near-ties."""
+    rows, mask = _rows(256, 8, 777), torch.ones(256, 8, dtype=torch.bool)
+    fast = trained.for_inference(dtype)
+    state, columns = fast.initial_state(256), []
+    for t in range(8):
+        logits, state = fast.step(rows[:, t], state)
+        columns.append(logits)
+    with torch.no_grad():
+        expected = trained(rows, mask).softmax(-1)[..., 1]
+        for found in (fast(rows, mask).softmax(-1)[..., 1], torch.stack(columns, dim=1).softmax(-1)[..., 1]):
+            torch.testing.assert_close(found, expected, rtol=0, atol=TOLERANCE[dtype])
+            equal = (found >= 0.5) == (expected >= 0.5)
+            assert equal.float().mean() >= 0.995
+            assert ((expected - 0.5).abs()[~equal] <= TOLERANCE[dtype]).all()
+    assert expected.min() < 0.1
+    assert expected.max() > 0.9
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_reduced_dtypes_are_really_computed(trained, dtype):
+    """Where this CPU has the units, numbers differ from float32's in the last bits; else they are float32's."""
+    rows, mask = _rows(8, 8), torch.ones(8, 8, dtype=torch.bool)
+    with torch.no_grad():
+        moved = (trained.for_inference(dtype)(rows, mask) - trained.for_inference("float32")(rows, mask)).abs().max()
+    assert (moved > 1e-5) == linear.is_fast(dtype)
+
+
+def test_cpus_without_the_units_get_float32(trained, monkeypatch):
+    """A dtype that would be slower than float32 is not used."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    rows, mask = _rows(4, 8), torch.ones(4, 8, dtype=torch.bool)
+    with torch.no_grad():
+        found, expected = trained.for_inference("bfloat16")(rows, mask), trained(rows, mask)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_inference_follows_the_training(router, dtype):
+    """After a gradient step the packed weights are the new ones, though the copy was made before."""
+    rows, mask = _rows(4, 8), torch.ones(4, 8, dtype=torch.bool)
+    fast = router.for_inference(dtype)
+    optimizer = torch.optim.AdamW(router.parameters(), lr=0.05)
+    with torch.no_grad():
+        before = fast(rows, mask)
+    router(rows, mask).square().sum().backward()
+    optimizer.step()
+    with torch.no_grad():
+        expected = router(rows, mask)
+        torch.testing.assert_close(fast(rows, mask), expected, rtol=0.02, atol=0.05)
+        assert (before - expected).abs().max() > 0.2
+    assert fast.digest() == router.digest()
+
+
+def test_unknown_dtypes_are_refused(router):
+    """The message lists what is allowed."""
+    with pytest.raises(ConfigError, match=r"dtype must be one of \['float32', 'bfloat16', 'float16'\], got 'int4'"):
+        router.for_inference("int4")
 
 
 @pytest.mark.gpu

@@ -68,14 +68,34 @@ class KVRow:
 
 
 class Batch:
-    """What attention has to know of one packed forward pass: the rows and how many new tokens each has."""
+    """What attention has to know of one packed forward pass, cut once for all layers.
 
-    __slots__ = ("counts", "masks", "rows")
+    Attributes:
+        counts: B numbers of new tokens.
+        lengths: B numbers of tokens with the new ones.
+        masks: for each row None or (n, m), what is added to the scores of its new tokens.
+        layers: for each layer and row the places of the new keys and values, (2, G, n, E), and all of them,
+            (2, 1, G, m, E).
+    """
 
-    def __init__(self, rows: Sequence[KVRow], counts: Sequence[int]) -> None:
-        self.rows = rows
+    __slots__ = ("counts", "layers", "lengths", "masks")
+
+    def __init__(self, rows: Sequence[KVRow], counts: list[int]) -> None:
         self.counts = counts
-        self.masks = [_suffix_mask(len(row.tokens), n, row.buffer.device) for row, n in zip(rows, counts, strict=True)]
+        self.lengths = [len(row.tokens) + count for row, count in zip(rows, counts, strict=True)]
+        views = [
+            zip(
+                row.buffer[:, :, :, length - count : length].unbind(),
+                row.buffer[:, :, None, :, :length].unbind(),
+                strict=True,
+            )
+            for row, count, length in zip(rows, counts, self.lengths, strict=True)
+        ]
+        self.layers = list(zip(*views, strict=True))
+        self.masks = [
+            _suffix_mask(length - count, count, row.buffer)
+            for row, count, length in zip(rows, counts, self.lengths, strict=True)
+        ]
 
 
 def ragged_attention(
@@ -113,20 +133,20 @@ def ragged_attention(
         raise BackendError(
             f"LocalBackend computes plain causal attention only, this model asks for {refused or 'more'}"
         )
-    outputs, start = [], 0
-    for row, count, mask in zip(ragged.rows, ragged.counts, ragged.masks, strict=True):
-        past, end = len(row.tokens), start + count
-        if sliding_window is not None and past + count > sliding_window:
-            raise BackendError(
-                f"a sequence of {past + count} tokens exceeds the model's attention window of {sliding_window}; "
-                "shorten the prompt"
-            )
-        buffer = row.buffer[module.layer_idx]
-        buffer[0, :, past : past + count] = key[0, :, start:end]
-        buffer[1, :, past : past + count] = value[0, :, start:end]
-        seen = buffer[:, None, :, : past + count]
-        outputs.append(_attend(query[:, :, start:end], seen[0], seen[1], mask, scaling))
-        start = end
+    longest = max(ragged.lengths)
+    if sliding_window is not None and longest > sliding_window:
+        raise BackendError(
+            f"a sequence of {longest} tokens exceeds the model's attention window of {sliding_window}; "
+            "shorten the prompt"
+        )
+    fresh = torch.split(torch.stack((key[0], value[0])), ragged.counts, dim=2)
+    queries = torch.split(query, ragged.counts, dim=2)
+    outputs = []
+    for (places, (keys, values)), new, asking, mask in zip(
+        ragged.layers[module.layer_idx], fresh, queries, ragged.masks, strict=True
+    ):
+        places.copy_(new)
+        outputs.append(_attend(asking, keys, values, mask, scaling))
     packed = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
     return packed.transpose(1, 2).contiguous(), None
 
@@ -253,10 +273,10 @@ def check_architecture(model: Any, name: str) -> None:
         )
 
 
-def _suffix_mask(past: int, count: int, device: torch.device) -> torch.Tensor | None:
+def _suffix_mask(past: int, count: int, like: torch.Tensor) -> torch.Tensor | None:
     if past == 0 or count == 1:
         return None
-    return torch.ones((count, past + count), dtype=torch.bool, device=device).tril(past)
+    return like.new_full((count, past + count), -torch.inf).triu(past + 1)
 
 
 def _round_up(capacity: int) -> int:

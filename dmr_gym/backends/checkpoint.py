@@ -109,7 +109,7 @@ def load_checkpoint(folder: Path, device: torch.device, dtype: torch.dtype, atte
             f"checkpoint {folder} does not hold all weights of its config.json: {wrong}; export it again"
         )
     model = model.to(device).eval()
-    _unwrap_quantized(model)
+    _unwrap_quantized(model, device)
     if dtype == torch.float32:
         _fuse_norms(model)
     return model, tokenizer
@@ -186,13 +186,17 @@ def _dequantize_at_load() -> Any:
     return CompressedTensorsConfig(dequantize=True)
 
 
-def _unwrap_quantized(model: torch.nn.Module) -> None:
-    """Remove the fake-quantization wrapper from layers that quantize weights only.
+def _unwrap_quantized(model: torch.nn.Module, device: torch.device) -> None:
+    """Remove the fake-quantization wrapper from layers that quantize weights only, and the offloading of weights.
 
     Dequantized weights already lie on the grid; the wrapper would cost half the time of a small layer at each call.
     Schemes with quantized activations (W8A8) keep it, because it rounds the inputs.
     """
     for module in model.modules():
+        parameters: Any = module._parameters
+        if not isinstance(parameters, dict) and device.type == "cpu":
+            # A mapping that would move weights from another device at each access: there is none.
+            module._parameters = dict(parameters)
         scheme: Any = getattr(module, "quantization_scheme", None)
         dequantized = getattr(getattr(module, "quantization_status", None), "value", None) == "decompressed"
         if dequantized and scheme.input_activations is None and scheme.output_activations is None:
@@ -200,7 +204,9 @@ def _unwrap_quantized(model: torch.nn.Module) -> None:
 
 
 def _fuse_norms(model: torch.nn.Module) -> None:
-    """Let RMS norms run as one operator instead of six; decoding small models is bound by the number of operators.
+    """Let RMS norms run as four operators; decoding small models is bound by the number of operators.
+
+    PyTorch's own takes ten on a CPU, and twice as long.
 
     Only in float32: there, both ways round alike.
     """
@@ -211,11 +217,16 @@ def _fuse_norms(model: torch.nn.Module) -> None:
 
 
 class _FusedNorm:
+    """x / sqrt(mean(x^2) + epsilon) * weight, as x / hypot(|x|, sqrt(d epsilon)) * (sqrt(d) weight)."""
+
     def __init__(self, weight: torch.nn.Parameter, epsilon: float) -> None:
-        self.weight, self.epsilon = weight, epsilon
+        width = weight.numel()
+        self.weight = weight.detach() * width**0.5
+        self.floor = torch.tensor((width * epsilon) ** 0.5, device=weight.device)
 
     def __call__(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.rms_norm(hidden_states, self.weight.shape, self.weight, self.epsilon)
+        length = torch.linalg.vector_norm(hidden_states, dim=-1, keepdim=True)
+        return torch.div(hidden_states, torch.hypot(length, self.floor)).mul_(self.weight)
 
 
 @contextlib.contextmanager
