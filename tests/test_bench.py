@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import bench_env, bench_router, run
+from bench import bench_env, bench_router, bench_training, run
 from dmr_gym.router import PrecisionRouter, RouterConfig
 
 
@@ -89,3 +89,17 @@ def test_router_is_measured_in_every_way(capsys: pytest.CaptureFixture[str]) -> 
     assert figures["kl_st"]["epoch_s"] > 0
     assert figures["threads"] == torch.get_num_threads()
     assert "<= 15" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_training_is_measured_cold_and_warm() -> None:
+    """Warm asks neither LLM nor encoder anew, and the parts of an update add up to no more than its whole time."""
+    options = ["--env", "DMR-Toy-v0", "--groups", "2", "--group-size", "2", "--num-envs", "4"]
+    figures = bench_training.main([*options, "--n-layers", "1", "--d-model", "32", "--n-heads", "2", "--d-ff", "64"])
+    for seconds in figures["grpo_s"].values():
+        parts = {name: value for name, value in seconds.items() if name != "update"}
+        assert set(parts) == {"embedding", "router", "forward", "backward", "rollout"}
+        assert all(value >= 0 for value in parts.values())
+        assert sum(parts.values()) <= seconds["update"]
+    assert set(figures["ppo_steps_per_s"]) == {"cold", "warm"}
+    assert figures["steps"] >= 4
