@@ -83,6 +83,7 @@ class Args:
     observation_weight: float = option(0.2, "loss weight of the world's tokens; the expert's commands weigh 1")
     drill_updates: int = option(0, "first updates, which are copying drills of rising length (WebShop)")
     other_tasks: int = option(0, "further tasks asked about each page (WebShop); a page costs far more than an answer")
+    init: str = option("", "folder of a model to begin with, weights and tokenizer (default: random weights)")
     induction: bool = option(
         False, "begin with written induction heads, which copy rare names at once, and keep rare tokens apart"
     )
@@ -140,7 +141,9 @@ def sequences(seed: int, args: Args) -> Iterator[list[tuple[str, float]]]:
 
 
 def train_tokenizer(args: Args, episodes: int | None = None) -> PreTrainedTokenizerFast:
-    """The tokenizer of a world, trained on demonstrations that no batch has."""
+    """The tokenizer of a world, trained on demonstrations that no batch has, or that of ``--init``."""
+    if args.init:
+        return PreTrainedTokenizerFast.from_pretrained(args.init, local_files_only=True)
     demonstrations = (sequences(-1 - index, args) for index in range(episodes or TOKENIZER_EPISODES[args.world]))
     texts = ["".join(text for text, _ in sequence) for sequence in itertools.chain.from_iterable(demonstrations)]
     tokenizer = agent_tokenizer.train_tokenizer(texts, args.vocab_size)
@@ -225,7 +228,16 @@ def learning_rate_scale(update: int, args: Args) -> float:
 
 
 def build_model(args: Args) -> Qwen3ForCausalLM:
-    """A Qwen3 with random weights. Raises ConfigError where induction heads do not fit its sizes."""
+    """The model to begin with: that of ``--init``, or a Qwen3 with random weights.
+
+    Raises:
+        ConfigError: there is no model, or induction heads do not fit its sizes.
+    """
+    if args.init:
+        if not (Path(args.init) / "config.json").is_file():
+            raise ConfigError(f"--init {args.init} is no folder of a model: it has no config.json")
+        options = {"attn_implementation": "eager", "dtype": torch.float32, "use_safetensors": True}
+        return Qwen3ForCausalLM.from_pretrained(args.init, local_files_only=True, **options)
     torch.manual_seed(args.seed)
     config = Qwen3Config(
         vocab_size=args.vocab_size,

@@ -112,7 +112,7 @@ def test_short_prompt_is_exact(number: int, history: list[tuple[str, str]], view
 def test_products_looked_at_and_options_chosen_are_marked() -> None:
     """A visited product is "seen", and a chosen value stands behind "="."""
     products = [("1", "$1.0", "tea"), ("2", "$2.0", "bar")]
-    assert results_body(products, {"1"}) == ("seen [ 1] $1.0 tea", "[ 2] $2.0 bar")
+    assert results_body(products, {"1"}) == ("seen 1 $1.0 tea", "[ 2] $2.0 bar")
     options, chosen = [("size", ["s", "m"]), ("color", ["red"])], {"size": "m"}
     assert item_body("$1.0", "tea", options, ["s", "m", "red"], chosen)[2:] == ("size: [ s] [ m] = m", "color: [ red]")
 

@@ -106,7 +106,7 @@ def page_summary(kind: str, product: str = "", keywords: str = "", number: int =
 
 
 def results_body(products: Iterable[tuple[str, str, str]], visited: Collection[str] = ()) -> tuple[str, ...]:
-    """Lines of a results page, one a product; those looked at since the start page are marked "seen".
+    """Lines of a results page, one a product; those looked at since the start page are "seen" and lose their brackets.
 
     Args:
         products: (number, price label, title) in page order; titles longer than `MAX_TITLE_CHARS` are cut.
@@ -114,8 +114,8 @@ def results_body(products: Iterable[tuple[str, str, str]], visited: Collection[s
     """
     lines = []
     for number, price, title in products:
-        line = f"[ {number}] {price} {cut(title, MAX_TITLE_CHARS)}".rstrip()
-        lines.append(f"seen {line}" if number in visited else line)
+        mark = f"seen {number}" if number in visited else f"[ {number}]"
+        lines.append(f"{mark} {price} {cut(title, MAX_TITLE_CHARS)}".rstrip())
     return tuple(lines)
 
 

@@ -252,5 +252,5 @@ def _mistake_on_item(chance: Chance, action: str, body: Sequence[str], wanted: S
         words = chance.pick(wanted).split()
         return f"click[{' '.join(words[:-1] or ['any', *words])}]"
     if kind == 3:
-        return "click[search]"
+        return "click[< prev]"
     return f"click[{chance.pick(('description', 'features', 'reviews'))}]"
