@@ -118,4 +118,4 @@ def test_same_seed_same_bytes() -> None:
             digest.update(repr(reward).encode())
             if terminated:
                 break
-    assert digest.hexdigest() == "68be18f0a799aec3734d0825ecf36660022805836d110b9c93291a61f5acc8db"
+    assert digest.hexdigest() == "cbbb4c16bf63236382a5ba4012eb2a286051259f6b9e73c77593f4ffbc2872df"

@@ -310,7 +310,11 @@ def test_reading_what_was_read_changes_nothing(completion: str, has_search_bar: 
 
 @given(st.text(alphabet=st.characters(exclude_characters="[]"), min_size=1, max_size=30).map(str.lower))
 def test_listed_clicks_read_as_listed(name: str) -> None:
-    """Copying a listed action is a valid answer in either style, wherever its name is one clean line."""
+    """Copying a listed action is a valid answer in either style, wherever its name is one clean line.
+
+    Spaces around a name are not: WebShop strips its values, and the short style puts one there.
+    """
+    name = name.strip() or "x"
     [action] = admissible_actions(False, [name]) or ["click[search]"]
     if read_completion(f"click[{name}]").action != f"click[{name}]":
         assert any(ord(char) < 32 or 127 <= ord(char) < 160 or not char.isprintable() for char in name)
