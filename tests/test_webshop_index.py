@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 
 from bench import bench_webshop_scale
 from dmr_gym.errors import CacheError, ConfigError
-from dmr_gym.tasks.webshop import bm25
+from dmr_gym.tasks.webshop import bm25, index_search
 from dmr_gym.tasks.webshop.analyzer import analyse
 from dmr_gym.tasks.webshop.catalogue import Catalogue
 from dmr_gym.tasks.webshop.index import SearchIndex, build_index
+from dmr_gym.tasks.webshop.index_arrays import map_array, release_pages
 
 ALWAYS, NEVER = 1, 1 << 40
 """Catalogue sizes from which frequent terms get dense rows."""
@@ -287,3 +288,48 @@ def test_impossible_numbers_on_disk_are_told_when_they_are_met(tmp_path: Path) -
     np.save(tmp_path / "docs.npy", np.full_like(docs, 99))
     with pytest.raises(CacheError, match=r"is damaged \(.*\); delete the folder and build it again"):
         SearchIndex.open(tmp_path).search("lamp")
+
+
+def test_pages_of_frequent_terms_are_released_before_they_are_too_many(
+    tmp_path: Path, catalogue: tuple[list[str], list[str], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An index larger than the limit lets go each time it has read that much, and ranks as before."""
+    texts, asins, queries = catalogue
+    build_index(texts, asins, tmp_path / "index", dense_from=ALWAYS)
+    expected = [SearchIndex.open(tmp_path / "index").search(query, 50) for query in queries]
+    released: list[int] = []
+
+    def release(*arrays: np.ndarray) -> None:
+        released.append(len(arrays))
+        release_pages(*arrays)
+
+    monkeypatch.setattr(index_search, "release_pages", release)
+    monkeypatch.setattr(index_search, "RESIDENT_BYTES", 4 * len(texts))
+    index = SearchIndex.open(tmp_path / "index")
+    assert [index.search(query, 50) for query in queries] == expected
+    assert 0 < len(released) <= len(queries)
+    assert set(released) == {2}
+    monkeypatch.setattr(index_search, "RESIDENT_BYTES", 1 << 30)
+    released.clear()
+    index = SearchIndex.open(tmp_path / "index")
+    assert [index.search(query, 50) for query in queries] == expected
+    assert released == []
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="only Linux tells what is resident")
+def test_released_pages_are_not_resident_and_can_be_read_again(tmp_path: Path) -> None:
+    """Eight megabytes are resident after reading and not after releasing; an array in memory is left alone."""
+    values = np.arange(1 << 20, dtype=np.int64)
+    np.save(tmp_path / "values.npy", values)
+
+    def resident_kb() -> int:
+        lines = Path("/proc/self/smaps").read_text().split("\n")
+        start = next(place for place, line in enumerate(lines) if line.endswith("values.npy"))
+        return int(next(line for line in lines[start:] if line.startswith("Rss:")).split()[1])
+
+    mapped = map_array(tmp_path / "values.npy")
+    total = int(mapped.sum())
+    assert resident_kb() > 8000
+    release_pages(mapped, values)
+    assert resident_kb() < 100
+    assert int(mapped.sum()) == total == int(values.sum())

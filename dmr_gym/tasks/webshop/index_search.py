@@ -15,9 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dmr_gym.tasks.webshop import bm25
-from dmr_gym.tasks.webshop.index_arrays import MAX_TF, IndexArrays
+from dmr_gym.tasks.webshop.index_arrays import MAX_TF, IndexArrays, release_pages
 from dmr_gym.tasks.webshop.index_merge import MAX_DENSE_CODE
 
+RESIDENT_BYTES = 1 << 30
+"""So much of the arrays of frequent terms stays resident at most; without an end to it all 5 GB of a million products
+would after some thousand searches."""
+
+_PAGE_BYTES = 4096
 _KEPT_POSTINGS = 1 << 22
 _SAMPLED = 1 << 15
 _FIRST_CANDIDATES = 6  # times k
@@ -56,6 +61,8 @@ class Ranker:
         self._terms_with_large_tfs = frozenset(arrays.large_tfs[:, 0].tolist())
         self._kept: dict[tuple[int, int], tuple[NDArray[np.intp], NDArray[np.float64]]] = {}
         self._n_kept = 0
+        self._touched_bytes = 0
+        self._is_large = arrays.dense_codes.nbytes + arrays.dense_tfs.nbytes > RESIDENT_BYTES
 
     def query_term(self, number: int, count: int) -> QueryTerm:
         """A term of a query with its weight."""
@@ -76,7 +83,17 @@ class Ranker:
             return []
         docs, scores = self._score_promising(terms, k) if len(self._arrays.dense_terms) else self._score_all(terms)
         best: list[int] = self._best(docs, scores, k).tolist()
+        if self._is_large:
+            self._bound_memory(sum(term.number in self._dense_rows for term in terms), len(docs))
         return best
+
+    def _bound_memory(self, n_dense: int, n_scored: int) -> None:
+        """Count what a search has read of the arrays of frequent terms, and let go of them in time."""
+        n_products = self._arrays.meta.n_products
+        self._touched_bytes += n_dense * (n_products + min(n_products, n_scored * _PAGE_BYTES))
+        if self._touched_bytes > RESIDENT_BYTES:
+            release_pages(self._arrays.dense_codes, self._arrays.dense_tfs)
+            self._touched_bytes = 0
 
     def _best(self, docs: NDArray[np.intp], scores: NDArray[np.float32], k: int) -> NDArray[np.intp]:
         """The k best of some products in order."""
