@@ -208,11 +208,11 @@ class Trainer:
         """Update until the end; validate, save and log on the way."""
         args, out = self.args, self.args.out
         progress = load_training_state(out / STATE_FILE, self.router, [self.optimizer])
-        start, best = int(progress.get("update", 0)), progress.get("best", float("-inf"))
+        start, best = int(progress.get("update", -1)), progress.get("best", float("-inf"))
         with RunLog(out, start) as log, stop_on_signal() as stop:
-            if start == 0:
+            if start < 0:
                 best = self.validate(log, 0, best)
-            bar = tqdm(range(start, args.updates), initial=start, total=args.updates, unit="update")
+            bar = tqdm(range(max(start, 0), args.updates), initial=max(start, 0), total=args.updates, unit="update")
             for update in bar:
                 figures = self.update(update)
                 bar.set_postfix_str(

@@ -114,7 +114,7 @@ class RunLog:
 
     Args:
         folder: of the run; TensorBoard's files go to its "tensorboard".
-        start: updates done so far.
+        start: updates done so far; -1 where nothing was saved yet, so that figures of update 0 are written anew.
     """
 
     def __init__(self, folder: Path, start: int) -> None:
@@ -122,12 +122,11 @@ class RunLog:
 
         self.start = start
         self._path = folder / HISTORY_FILE
-        # A run that begins at 0 writes what it does before its first update anew.
-        self.history = [entry for entry in read_history(folder) if entry["update"] <= start] if start else []
+        self.history = [entry for entry in read_history(folder) if entry["update"] <= start]
         write_atomically(self._path, lambda part: part.write_text("".join(map(_line, self.history)), encoding="utf-8"))
         self._file = self._path.open("a", encoding="utf-8")
         # Logging begins at step 0, so that step 0 survives a purge.
-        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1 if start else None)
+        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1 if start > 0 else None)
 
     def write(self, update: int, figures: Mapping[str, float]) -> None:
         """Add the figures of an update, names as TensorBoard groups them ("train/loss"); a line of the history each."""

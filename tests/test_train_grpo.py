@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 
 from dmr_gym.errors import ConfigError
 from dmr_gym.policies import RouterPolicy
@@ -122,9 +123,9 @@ def test_killed_and_stopped_runs_end_in_the_weights_of_an_uninterrupted_one(tmp_
     options = [
         *SMALL,
         "--updates",
-        "12",
+        "60",
         "--validate-every",
-        "3",
+        "10",
         "--checkpoint-every",
         "1",
         "--lr",
@@ -139,8 +140,13 @@ def test_killed_and_stopped_runs_end_in_the_weights_of_an_uninterrupted_one(tmp_
             for entry in read_history(folder)
         ]
 
+    def state(folder: Path) -> tuple[dict[str, bytes], dict[str, str]]:
+        # The library orders a file's metadata by chance.
+        with safe_open(folder / STATE_FILE, framework="numpy") as file:
+            return {name: file.get_tensor(name).tobytes() for name in file.keys()}, file.metadata()  # noqa: SIM118
+
     def check() -> None:
-        assert (out / STATE_FILE).read_bytes() == (whole / STATE_FILE).read_bytes()
+        assert state(out) == state(whole)
         assert PrecisionRouter.load(out / "router").digest() == PrecisionRouter.load(whole / "router").digest()
         assert (out / "router" / CONFIG_FILE).read_text() == (whole / "router" / CONFIG_FILE).read_text()
         assert without_times(out) == without_times(whole)
@@ -208,6 +214,22 @@ class Constant:
         return Decisions.without_router(np.full(len(observations), self.index, dtype=np.int64))
 
 
+class BestRouting:
+    """High at fallen signs alone: no routing of these corridors has a better return."""
+
+    def reset(self, slots: Any, episodes: Any, batch_size: int) -> None:
+        """Learn which corridors begin."""
+        self.left = getattr(self, "left", [[]] * batch_size)
+        for slot, episode in zip(slots, episodes, strict=True):
+            self.left[slot] = list(best_actions(episode.task_id, 4))
+
+    def act(self, observations: Any, infos: Any) -> Any:
+        """The next sign's action; whatever at the end of the last corridor, which is over."""
+        from dmr_gym.policies import Decisions
+
+        return Decisions.without_router(np.array([left.pop(0) if left else 0 for left in self.left], dtype=np.int64))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("advantages", ["mean", "state"])
 def test_the_share_of_high_falls_with_lambda_and_success_does_not_suffer(
@@ -224,9 +246,7 @@ def test_the_share_of_high_falls_with_lambda_and_success_does_not_suffer(
     assert results[0.01]["return"] >= evaluate(Constant(1), 0.01)["return"] - 0.005
     assert results[0.3]["high"] <= results[0.01]["high"] + 0.05
     high = evaluate(Constant(1), 0.3)["return"]
-    best_share = np.mean([action for i in range(32) for action in best_actions(f"toy-test-{i:03d}", 4)])
-    assert results[0.3]["return"] > high + 0.02
-    assert results[0.3]["high"] >= best_share - 1e-9
+    assert high + 0.02 < results[0.3]["return"] <= evaluate(BestRouting(), 0.3)["return"] + 1e-9
 
 
 @pytest.mark.slow
