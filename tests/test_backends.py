@@ -217,7 +217,7 @@ def test_embedded_kind_names_what_is_installed() -> None:
 def test_embedded_kind_needs_a_world() -> None:
     """No world is taken in place of another: without one, the message lists those there are."""
     for config in ("embedded", {"kind": "embedded"}, {"kind": "embedded", "world": None}):
-        with pytest.raises(ConfigError, match=r"needs the option world, .* carries \['alfworld'\]"):
+        with pytest.raises(ConfigError, match=r"needs the option world, .* carries \['alfworld', 'webshop'\]"):
             make_backend(config, ("bf16",))
     with pytest.raises(ConfigError, match=r"no embedded weights for world \['alfworld'\]"):
         make_backend({"kind": "embedded", "world": ["alfworld"]}, ("bf16",))
