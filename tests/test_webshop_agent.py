@@ -45,11 +45,14 @@ def test_values_have_the_same_tokens_in_task_page_and_answer(tokenizer: Tokenize
 
 
 def test_numbers_and_prices_are_read_back(tokenizer: Tokenizer) -> None:
-    """A product's number is one token on the page, in the answer and in the history; prices decode to themselves."""
+    """A product's number has the same tokens on the page, in the answer and in the history, on the first two pages of
+    results a single one; prices decode to themselves.
+    """
     for number in range(1, 51):
-        [token] = tokenizer.encode(f" {number}").ids
+        ids = tokenizer.encode(f" {number}").ids
+        assert len(ids) == 1 or number > 20
         for text in (f"[ {number}] $1.0", f" click[ {number}]\n", f"was item {number}: click[features]"):
-            assert token in tokenizer.encode(text).ids
+            assert contains(tokenizer.encode(text).ids, ids)
     for price in ("$3.0", "$1004.5", "$58.62 to $62.54"):
         assert tokenizer.decode(tokenizer.encode(price).ids) == price
 
