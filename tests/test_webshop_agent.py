@@ -45,7 +45,7 @@ def test_values_have_the_same_tokens_in_task_page_and_answer(tokenizer: Tokenize
 
 
 def test_numbers_and_prices_are_read_back(tokenizer: Tokenizer) -> None:
-    """A number has the same tokens on the page, in the answer and in the history, up to 20 one; prices decode as read."""
+    """A number has the same tokens on page, in answer and history, up to 20 a single one; prices decode unchanged."""
     for number in range(1, 51):
         ids = tokenizer.encode(f" {number}").ids
         assert len(ids) == 1 or number > 20
