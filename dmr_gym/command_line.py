@@ -86,7 +86,7 @@ def router_config(args: argparse.Namespace, embedding_dim: int, n_precisions: in
 
 
 def chosen_env(args: argparse.Namespace, cache_dir: str | Path | None = None) -> tuple[str, EnvConfig]:
-    """The id, and the keywords that the options of `add_env_options` choose; a world without id goes by its own name.
+    """The registered id and the keywords that the options of `add_env_options` choose.
 
     Args:
         args: with ``env``, ``config``, ``set`` and ``cache_dir``.
@@ -170,14 +170,11 @@ def _known_ids() -> list[str]:
 
 
 def _id_of_world(task: str, path: str, env_id: str | None) -> str:
-    """What results are recorded under: the id that was given, else the first of the file's world.
-
-    A world of which no id is registered is recorded by its own name.
-    """
+    """What results are recorded under: the id that was given, else the first of the file's world."""
     if env_id is None:
         if task not in TASKS:
             raise ConfigError(f"{path}: {unknown_name('task', task, TASKS)}")
-        return next((name for name in _known_ids() if gymnasium.spec(name).kwargs.get("task") == task), task)
+        return next(name for name in _known_ids() if gymnasium.spec(name).kwargs.get("task") == task)
     if _registered(env_id).get("task") != task:
         raise ConfigError(f"{path} is for the world {task!r}, but --env {env_id} is another: leave one of them out")
     return env_id

@@ -86,10 +86,10 @@ def test_shipped_file_and_registered_id_are_one(root):
     assert chosen_env(parse("--config", str(path))) == chosen_env(parse("--env", "DMR-Toy-v0"))
 
 
-def test_a_world_without_a_registered_id_goes_by_its_own_name(root):
+def test_a_file_of_a_world_is_recorded_under_the_worlds_id(root):
     """The chat file of WebShop can be given to a recipe as its first lines say."""
     env_id, config = chosen_env(parse("--config", str(root / "configs" / "webshop-chat.toml")))
-    assert (env_id, config.task) == ("webshop", "webshop")
+    assert (env_id, config.task) == ("DMR-WebShop-v0", "webshop")
 
 
 def test_cache_folder_of_the_command_line_then_of_the_file_then_of_the_recipe(tmp_path):
