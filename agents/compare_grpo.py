@@ -6,8 +6,8 @@ the shares of each GRPO run then play the test panel. Returns are R = success - 
 router decided. GRPO's routers decide greedily.
 
 Intervals are 95 %: over tasks for policies without training seeds; for GRPO, training seeds and tasks are both drawn
-anew. Differences are paired by task. "best KL-ST" is the setting with the best return on the test panel itself, which
-favours KL-ST.
+anew. Differences are paired by task. Of the KL-ST settings, each λ shows the one with the best return on the test panel
+itself, which favours KL-ST.
 
     python agents/compare_grpo.py --router runs/kl-st/router --out runs/compare --lambdas 0.05 0.1 0.2
     python agents/compare_grpo.py --router runs/kl-st/router --out runs/compare --advantages mean group_std
@@ -97,6 +97,8 @@ def parse_args(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str
         raise ConfigError(f"--seeds must be at least 1, got {args.seeds}")
     if min(args.lambdas) < 0 or len(set(args.lambdas)) < len(args.lambdas):
         raise ConfigError(f"--lambdas must be different numbers of at least 0, got {args.lambdas}")
+    if any(option.split("=")[0] == "--seed" for option in rest):
+        raise ConfigError("--seed is set for each run: --seeds N makes runs of the seeds 0 to N - 1")
     train_grpo.parse_args(["--out", "x", *rest])  # a wrong option ends the run here, not after the first training
     return args, rest
 
@@ -133,20 +135,18 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run_folder(args: argparse.Namespace, advantages: str, lambda_: float, seed: int) -> Path:
     """Where a training run lies."""
-    folder: Path = args.out / "runs" / f"{advantages}-lambda-{lambda_:g}-seed-{seed}"
+    folder: Path = args.out / "runs" / f"{advantages}-lambda-{lambda_!r}-seed-{seed}"
     return folder
 
 
 def train(
     args: argparse.Namespace, rest: Sequence[str], config: EnvConfig, advantages: str, lambda_: float, seed: int
 ) -> None:
-    """Train one run, or what is left of it."""
+    """Train one run, or what is left of it; nothing is left of a finished one, but its settings are compared."""
     folder = run_folder(args, advantages, lambda_, seed)
-    if (folder / "run.json").is_file():
-        return
     print(f"\n{folder.name}", flush=True)
     command: list[object] = ["--router", args.router, "--out", folder, "--advantages", advantages, "--seed", seed]
-    command += ["--num-envs", args.num_envs, "--cache-dir", config.cache_dir]
+    command += ["--num-envs", args.num_envs, "--cache-dir", config.cache_dir, "--device", args.device]
     command += [
         option for name in ("env", "config") if getattr(args, name) for option in (f"--{name}", getattr(args, name))
     ]
@@ -185,7 +185,7 @@ def play(envs: Any, config: EnvConfig, args: argparse.Namespace) -> list[Contend
         found.append(contender(f"KL-ST {label}", "kl-st", [policy]))
     for advantages, lambda_ in itertools.product(args.advantages, args.lambdas):
         folders = [run_folder(args, advantages, lambda_, seed) for seed in range(args.seeds)]
-        routers = [PrecisionRouter.load(folder / "router") for folder in folders]
+        routers = [PrecisionRouter.load(folder / "router", args.device) for folder in folders]
         policies = [RouterPolicy(router, mode="argmax") for router in routers]
         found.append(contender(f"GRPO {advantages} λ={lambda_:g}", f"grpo {advantages} {lambda_}", policies))
         # Random routing has the shares of all seeds together, and as many seeds of its own.
@@ -282,7 +282,13 @@ def draw(rows: Sequence[dict[str, Any]], args: argparse.Namespace, prices: str, 
         for row in here:
             if row["kind"] in styles and row["advantages"] == args.advantages[0]:
                 color, line = styles[row["kind"]]
-                axes.axhline(row["return"], color=color, linestyle=line, linewidth=1.2, label=row["policy"])
+                axes.axhline(
+                    row["return"],
+                    color=color,
+                    linestyle=line,
+                    linewidth=1.2,
+                    label="best KL-ST" if row["kind"] == "kl-st" else row["policy"],
+                )
         for place, advantages in enumerate(args.advantages):
             for kind, color, shift in (("grpo", "tab:red", -0.1), ("random", "tab:green", 0.15)):
                 row = next(r for r in here if r["kind"] == kind and r["advantages"] == advantages)

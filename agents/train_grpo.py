@@ -66,8 +66,8 @@ from dmr_gym.training import (
 )
 from dmr_gym.vector import PrecisionRoutingVectorEnv
 
-FREE = ("resume", "device", "num_envs", "cache_dir", "checkpoint_every")
-"""Options that may differ when a run is resumed: they change neither what is learnt nor from what."""
+FREE = ("resume", "cache_dir", "checkpoint_every")
+"""Options that may differ when a run is resumed: they change no bit of what is learnt."""
 COLLAPSED_SHARE, COLLAPSED_UPDATES = 0.995, 5
 
 
@@ -168,10 +168,11 @@ def first_router(args: argparse.Namespace, config: EnvConfig, here: dict[str, An
     else:
         torch.manual_seed(args.seed)
         router = PrecisionRouter(router_config(args, here["embedding_dim"], len(config.precisions))).to(args.device)
-    if router.config.max_length < min(config.max_steps, config.history_length):
+    window = min(router.config.max_length, config.history_length)
+    if window < config.max_steps:
         raise ConfigError(
-            f"the router reads at most {router.config.max_length} rows, episodes have {config.max_steps}: "
-            "set max_steps or history_length to fewer, or take a router with a larger --max-length"
+            f"the router sees {window} rows at most, episodes have up to {config.max_steps}, scored whole: "
+            "take a larger history_length and --max-length, or fewer max_steps"
         )
     router.trained_on = here
     return router.eval()  # dropout would make the policy that learns another one than the policy that acted

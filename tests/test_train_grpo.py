@@ -88,7 +88,7 @@ def test_groups_have_one_task_and_differ_by_draws_alone(tmp_path: Path) -> None:
         (["--groups", "9"], "--groups 9 needs as many tasks, the panel has 8"),
         (["--lr", "0"], "--lr must be a finite number above 0, got 0.0"),
         (["--kl-weight", "-1"], "--kl-weight must be a finite number of at least 0"),
-        (["--max-length", "8"], "the router reads at most 8 rows, episodes have 50"),
+        (["--max-length", "8"], "the router sees 8 rows at most, episodes have up to 50"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(tmp_path: Path, options: list[str], message: str) -> None:
@@ -268,9 +268,12 @@ def test_the_comparison_trains_every_setting_and_plays_every_policy(tmp_path: Pa
     mine = [e for e in episodes if e["policy"] == grpo["policy"]]
     assert len(mine) == 2 * 5
     assert grpo["return"] == pytest.approx(np.mean([e["success"] - 0.1 * e["time_s"] for e in mine]))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compare.train_grpo, "main", lambda argv: pytest.fail("it trained again"))
-        compare.main([*options, "--calibration-tasks", "4"])
+    states = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/state.safetensors")}
+    compare.main([*options, "--calibration-tasks", "4"])
+    assert len(states) == 8
+    assert states == {path: path.stat().st_mtime_ns for path in out.glob("runs/*/state.safetensors")}
+    with pytest.raises(ConfigError, match="begun with other lr"):
+        compare.main([*options, "--calibration-tasks", "4", "--lr", "0.5"])
 
 
 def test_the_interval_of_a_comparison_draws_seeds_and_tasks() -> None:
@@ -290,6 +293,7 @@ def test_the_interval_of_a_comparison_draws_seeds_and_tasks() -> None:
         (["--seeds", "0"], "--seeds must be at least 1"),
         (["--budgets", "1.5"], "--budgets are shares of steps"),
         (["--group-size", "1"], "--group-size must be at least 2"),
+        (["--seed", "7"], "--seed is set for each run"),
     ],
 )
 def test_a_comparison_refuses_what_a_training_would(tmp_path: Path, options: list[str], message: str) -> None:

@@ -22,7 +22,6 @@ RESIDENT_BYTES = 1 << 30
 """So much of the arrays of frequent terms stays resident at most; without an end to it all 5 GB of a million products
 would after some thousand searches."""
 
-_PAGE_BYTES = 4096
 _KEPT_POSTINGS = 1 << 22
 _SAMPLED = 1 << 15
 _FIRST_CANDIDATES = 6  # times k
@@ -84,13 +83,12 @@ class Ranker:
         docs, scores = self._score_promising(terms, k) if len(self._arrays.dense_terms) else self._score_all(terms)
         best: list[int] = self._best(docs, scores, k).tolist()
         if self._is_large:
-            self._bound_memory(sum(term.number in self._dense_rows for term in terms), len(docs))
+            self._bound_memory(sum(term.number in self._dense_rows for term in terms))
         return best
 
-    def _bound_memory(self, n_dense: int, n_scored: int) -> None:
-        """Count what a search has read of the arrays of frequent terms, and let go of them in time."""
-        n_products = self._arrays.meta.n_products
-        self._touched_bytes += n_dense * (n_products + min(n_products, n_scored * _PAGE_BYTES))
+    def _bound_memory(self, n_dense: int) -> None:
+        """Count what a search can have read of the arrays of frequent terms, and let go of them in time."""
+        self._touched_bytes += 2 * n_dense * self._arrays.meta.n_products
         if self._touched_bytes > RESIDENT_BYTES:
             release_pages(self._arrays.dense_codes, self._arrays.dense_tfs)
             self._touched_bytes = 0
