@@ -16,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+from safetensors import safe_open
 
 from dmr_gym.kl_dataset import KLDataset, read_settings
 from dmr_gym.tasks.toy import make_signs
@@ -39,6 +40,12 @@ for line in sys.stdin:
     sys.stdin.readline()
     print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 """
+
+
+def read_tensors(path: Path) -> tuple[dict[str, bytes], dict[str, str]]:
+    """Tensors and metadata of a safetensors file; the library orders the latter by chance."""
+    with safe_open(path, framework="numpy") as file:
+        return {name: file.get_tensor(name).tobytes() for name in file.keys()}, file.metadata()  # noqa: SIM118
 
 
 def load_recipe(name: str) -> ModuleType:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors import safe_open
 
 from dmr_gym.errors import ConfigError
 from dmr_gym.policies import RouterPolicy
@@ -19,7 +18,7 @@ from dmr_gym.router import CONFIG_FILE, PrecisionRouter
 from dmr_gym.tasks.toy import best_actions
 from dmr_gym.training import HISTORY_FILE, STATE_FILE, read_history
 from dmr_gym.vector import PrecisionRoutingVectorEnv
-from tests.recipes import TINY, TOY, Runs, kill_often, load_recipe
+from tests.recipes import TINY, TOY, Runs, kill_often, load_recipe, read_tensors
 
 recipe = load_recipe("train_grpo")
 SHORT = ["--set", "task_kwargs.num_signs=3", "--set", "task_kwargs.num_tasks=8", "--groups", "3", "--group-size", "4"]
@@ -140,13 +139,8 @@ def test_killed_and_stopped_runs_end_in_the_weights_of_an_uninterrupted_one(tmp_
             for entry in read_history(folder)
         ]
 
-    def state(folder: Path) -> tuple[dict[str, bytes], dict[str, str]]:
-        # The library orders a file's metadata by chance.
-        with safe_open(folder / STATE_FILE, framework="numpy") as file:
-            return {name: file.get_tensor(name).tobytes() for name in file.keys()}, file.metadata()  # noqa: SIM118
-
     def check() -> None:
-        assert state(out) == state(whole)
+        assert read_tensors(out / STATE_FILE) == read_tensors(whole / STATE_FILE)
         assert PrecisionRouter.load(out / "router").digest() == PrecisionRouter.load(whole / "router").digest()
         assert (out / "router" / CONFIG_FILE).read_text() == (whole / "router" / CONFIG_FILE).read_text()
         assert without_times(out) == without_times(whole)
