@@ -3,7 +3,8 @@
     python agents/train_embedded_agent.py --out runs/alfworld --updates 4500
     python agents/train_embedded_agent.py --world webshop --vocab-size 3072 --observation-weight 0.05 \
         --other-tasks 6 --induction --drill-updates 128 --muon-lr 0.005 --adam-lr 0.0015 --warmup 40 \
-        --updates 8000 --bfloat16 --compile --out runs/webshop
+        --updates 5500 --bfloat16 --compile --out runs/webshop
+    python agents/train_embedded_agent.py --help    (the shipped WebShop agent has two stages, see its card)
 
 Every episode is played in a fresh generated house or shop, never of a task panel (the seeds are disjoint). In most of
 the episodes some commands are replaced by mistakes; they carry no loss, the expert's way back does, so the agent learns

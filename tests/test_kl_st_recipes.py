@@ -5,20 +5,18 @@ from __future__ import annotations
 import json
 import shlex
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
-import torch
 
 from dmr_gym.errors import ConfigError
 from dmr_gym.kl import precision_labels
 from dmr_gym.kl_dataset import KLDataset
 from dmr_gym.router import PrecisionRouter
 from dmr_gym.training import HISTORY_FILE, STATE_FILE, read_history
-from tests.recipes import ROOT, TINY, TOY, Runs, kill_often, load_recipe, read_tensors, write_critical
+from tests.recipes import ROOT, TINY, TOY, Runs, kill_often, load_recipe, one_thread, read_tensors, write_critical
 
 THREE = """
 task = "toy"
@@ -40,6 +38,8 @@ mid = {"A sign points left." = "go left", "A sign points right." = "go right", "
 
 LEARN = [*TINY[:-1], "0.1", "--epochs", "16", "--patience", "10", "--batch-size", "4", "--lr", "3e-3"]
 
+__all__ = ["one_thread"]  # a fixture for all tests here
+
 
 @pytest.fixture(scope="module")
 def collect() -> ModuleType:
@@ -59,15 +59,6 @@ def critical(collect, tmp_path_factory) -> Path:
     collected = tmp_path_factory.mktemp("kl")
     collect.main(["--out", str(collected), *TOY])
     return write_critical(collected, tmp_path_factory.mktemp("critical"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """The last bits of a product depend on the threads, and runs that are killed have one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,9 @@ from dmr_gym.router import CONFIG_FILE, PrecisionRouter
 from dmr_gym.tasks.toy import best_actions
 from dmr_gym.training import HISTORY_FILE, STATE_FILE, read_history
 from dmr_gym.vector import PrecisionRoutingVectorEnv
-from tests.recipes import TINY, TOY, Runs, kill_often, load_recipe, read_tensors
+from tests.recipes import TINY, TOY, Runs, kill_often, load_recipe, one_thread, read_tensors
+
+__all__ = ["one_thread"]  # a fixture for all tests here
 
 recipe = load_recipe("train_grpo")
 SHORT = ["--set", "task_kwargs.num_signs=3", "--set", "task_kwargs.num_tasks=8", "--groups", "3", "--group-size", "4"]

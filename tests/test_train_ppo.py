@@ -9,7 +9,6 @@ import os
 import random
 import re
 import signal
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,23 +23,17 @@ from safetensors.torch import load_file
 from dmr_gym.errors import ConfigError
 from dmr_gym.router import PrecisionRouter, RouterConfig
 from dmr_gym.training import read_history
+from tests.recipes import ROOT, one_thread
+from tests.recipes import load_recipe as recipe
+
+__all__ = ["one_thread"]  # a fixture for all tests here
 
 pytest.importorskip("stable_baselines3")
 
-ROOT = Path(__file__).resolve().parents[1]
 SIZES = ["--n-layers", "1", "--d-model", "32", "--n-heads", "2", "--d-ff", "64"]
 TOY = ["--env", "DMR-Toy-v0", "--num-envs", "4"]
 FAST = [*TOY, "--n-steps", "16", "--minibatch-size", "32", "--epochs", "2", "--validation-tasks", "4"]
 SHORT = [*FAST, *SIZES, "--updates", "6", "--evaluate-every", "2", "--checkpoint-every", "2"]
-
-
-def recipe(name: str) -> ModuleType:
-    """A recipe as a module."""
-    spec = importlib.util.spec_from_file_location(f"recipe_{name}", ROOT / "agents" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
