@@ -69,10 +69,13 @@ from dmr_gym.training import (
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = recipe_parser(__doc__)
+    parser = recipe_parser(__doc__, "train_kl_st")
     add = parser.add_argument
     add("--data", type=Path, required=True, metavar="DIR", help="folder that agents/collect_kl.py wrote")
     add("--out", type=Path, required=True, metavar="DIR", help="folder for everything this run writes")
+    add(
+        "--config", metavar="FILE", help="TOML of an environment whose table [train_kl_st] holds options of this recipe"
+    )
     add("--resume", action="store_true", help="go on with the run in --out; its settings must be the same")
     add(
         "--threshold",
