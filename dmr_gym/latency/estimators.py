@@ -129,7 +129,8 @@ def fit_prefill_decode(
     best = _nonnegative(total)
     spread = total[3, 3] - total[2, 3] ** 2 / total[2, 2]
     r_squared = 1 - _residual(total, best) / spread if spread > 0 else math.nan
-    fit = PrefillDecodeFit(*(1000 * best).tolist(), r_squared)
+    prefill_ms, decode_ms, call_ms = (1000 * best).tolist()
+    fit = PrefillDecodeFit(prefill_ms, decode_ms, call_ms, r_squared)
     if not resamples:
         return fit, {}
     draws = np.random.default_rng(seed).integers(len(moments), size=(resamples, len(moments)))
