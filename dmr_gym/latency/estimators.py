@@ -128,7 +128,7 @@ def fit_prefill_decode(
     total = moments.sum(axis=0)
     best = _nonnegative(total)
     spread = total[3, 3] - total[2, 3] ** 2 / total[2, 2]
-    r_squared = 1 - _residual(total, best) / spread if spread > 0 else math.nan
+    r_squared = float(1 - _residual(total, best) / spread) if spread > 0 else math.nan
     prefill_ms, decode_ms, call_ms = (1000 * best).tolist()
     fit = PrefillDecodeFit(prefill_ms, decode_ms, call_ms, r_squared)
     if not resamples:

@@ -93,8 +93,8 @@ class CachedPrefixCost:
             for kind in ("prompt", "cached", "completion", "call"):
                 check_amount(f"the {kind} price of {name}", getattr(price, kind), self.unit)
         check_count("block_tokens", self.block_tokens)
-        if self.warm_tokens != 0:
-            check_count("warm_tokens", self.warm_tokens)
+        if type(self.warm_tokens) is not int or self.warm_tokens < 0:
+            raise ConfigError(f"warm_tokens must be a whole number of at least 0, got {self.warm_tokens!r}")
 
     def cached_tokens(self, call: LLMCall) -> int:
         """Prompt tokens that need no computing: whole blocks, and never the last token, whose logits are needed."""

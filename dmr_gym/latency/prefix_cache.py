@@ -23,7 +23,7 @@ def cached_prompt_tokens(prompt: Prompt, prompt_tokens: int, request: Request, c
         Tokens in [0, prompt_tokens - 1]: the last token of a prompt is always computed, for its logits. Of the earlier
         answer all but its last token count, which was drawn and not yet read.
     """
-    text, seen = _text(prompt), _text(request.prompt)
+    text, seen = prompt_text(prompt), prompt_text(request.prompt)
     # A chat template closes an answer and may drop its thoughts: what follows a chat prompt is not taken as known.
     answer = completion.text if isinstance(prompt, str) and isinstance(request.prompt, str) else ""
     shared = common_prefix(seen + answer, text)
@@ -49,5 +49,6 @@ def common_prefix(first: str, second: str) -> int:
     return low
 
 
-def _text(prompt: Prompt) -> str:
+def prompt_text(prompt: Prompt) -> str:
+    """A prompt as one text; of a chat, the turns without the template that renders them."""
     return prompt if isinstance(prompt, str) else "".join(f"{turn.role}\n{turn.content}\n" for turn in prompt)
