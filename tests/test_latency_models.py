@@ -105,8 +105,14 @@ def test_switching_costs_the_prefill_of_what_the_other_server_was_sent() -> None
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"kind": "prefill-decode", "router_ms": 1}, "'prefill-decode' needs the option ms_per_decode_token, ms_per_pr"),
-        (PREFILL_DECODE | {"ms_per_call": {"w3": 1}}, r"ms_per_call must price exactly the precisions \['w3', 'bf16'\]"),
+        (
+            {"kind": "prefill-decode", "router_ms": 1},
+            "'prefill-decode' needs the option ms_per_decode_token, ms_per_pr",
+        ),
+        (
+            PREFILL_DECODE | {"ms_per_call": {"w3": 1}},
+            r"ms_per_call must price exactly the precisions \['w3', 'bf16'\]",
+        ),
         (PREFILL_DECODE | {"router_ms": -1}, "the router's price must be a finite number of at least 0"),
         (PREFILL_DECODE | {"router_ms": "much"}, "latency router_ms must be a number, got 'much'"),
         (
@@ -124,7 +130,10 @@ def test_switching_costs_the_prefill_of_what_the_other_server_was_sent() -> None
             r"dollars_per_million.w3 needs prompt and completion, and may have cached, got \{'prompt': 1\}",
         ),
         (
-            {"kind": "money", "dollars_per_million": dict.fromkeys(PAIR, {"prompt": 1, "completion": 1, "cache": 1})},
+            {
+                "kind": "money",
+                "dollars_per_million": {name: {"prompt": 1, "completion": 1, "cache": 1} for name in PAIR},
+            },
             "unknown price dollars_per_million.w3: 'cache'; did you mean 'cached'",
         ),
         ({"kind": "money", "dollars_per_million": 3}, "dollars_per_million must price exactly the precisions"),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os.path
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -58,10 +56,13 @@ def test_the_last_token_of_a_prompt_is_always_computed() -> None:
 
 
 @given(st.text("ab", max_size=20), st.text("ab", max_size=20), st.text("ab", max_size=20))
-def test_common_prefix_is_that_of_the_standard_library(start: str, first: str, second: str) -> None:
-    """For texts with and without a common start."""
+def test_common_prefix_is_where_two_texts_part(start: str, first: str, second: str) -> None:
+    """The texts are equal up to there, and not one character further."""
     one, other = start + first, start + second
-    assert common_prefix(one, other) == len(os.path.commonprefix([one, other]))
+    found = common_prefix(one, other)
+    assert len(start) <= found <= min(len(one), len(other))
+    assert one[:found] == other[:found]
+    assert found == min(len(one), len(other)) or one[found] != other[found]
 
 
 @given(
