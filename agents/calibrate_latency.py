@@ -1,24 +1,26 @@
-"""Measure what a token, a prompt and a routing decision cost on your hardware: Eq. 10 and 11 (appendix A of the paper).
+r"""Measure what a token, a prompt and a routing decision cost on your hardware: Eq. 10 and 11 of the paper.
 
-Each precision plays the panel alone, ``--num-envs`` episodes side by side (16, as in the paper), without a completion
-cache; ℓ_p is the seconds of all its calls over their completion tokens (Eq. 10). Then a router with random weights plays
-it, and ℓ_r is the seconds of its decisions over their number; steps forced to the highest precision do not count
-(Eq. 11). The same calls give the coefficients of the kind "prefill-decode", by least squares.
+Each precision plays the panel alone (appendix A), ``--num-envs`` episodes side by side (16, as there), without a
+completion cache; ℓ_p is the seconds of all its calls over their completion tokens (Eq. 10). Then a router with random
+weights plays it, and ℓ_r is the seconds of its decisions over their number; steps forced to the highest precision do
+not count (Eq. 11). The same calls give the coefficients of the kind "prefill-decode", by least squares.
 
 How this differs from the paper:
 
 1. All numbers have 95 % intervals: sessions, one a task, are drawn with replacement.
-2. The episodes go in step: their calls are issued together, and the next ones wait for the slowest.
+2. The episodes go in step: their calls are issued together, and the next ones wait for the slowest. A backend in this
+   process computes them as one batch, whose time is that of each: prefill and decoding can then hardly be told apart
+   (a small R²), which ``--num-envs 1`` mends.
 3. A decision takes what its session waits for: the sentence encoder on the rows that came, and the router on the batch.
-   ``--num-envs 1`` measures calls and decisions that come alone.
 4. A precision that no kernel runs can be projected: ``--project w3=w4-awq`` divides by 1.15, as the paper does (A.3).
 
     python agents/calibrate_latency.py --out runs/latency --tasks 16
-    python agents/calibrate_latency.py --config configs/paper/alfworld-4b-awq-w4.toml --out runs/latency-4b --hardware "1 A6000"
+    python agents/calibrate_latency.py --out runs/latency-4b --config configs/paper/alfworld-4b-awq-w4.toml \
+        --hardware "one A6000"
 
-``--out`` then holds profile.toml, which an environment takes: ``--set latency.profile=runs/latency/profile.toml``. The
-same command goes on with the sessions that are missing.
-"""  # noqa: E501 (a command in one line)
+``--out`` then holds profile.toml, which an environment takes by its path: ``latency = {profile = PATH}``. The same
+command goes on with the sessions that are missing.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +58,7 @@ from dmr_gym.episode import priced_call
 from dmr_gym.errors import ConfigError
 from dmr_gym.latency import W3_SPEEDUP, Profile, break_even_tokens
 from dmr_gym.latency.prefix_cache import prompt_text
-from dmr_gym.latency_sessions import PREFILL_DECODE, Session, TimedEncoder, TimedPolicy, estimate
+from dmr_gym.latency_sessions import PREFILL_DECODE, Session, TimedBackend, TimedEncoder, TimedPolicy, estimate
 from dmr_gym.policies import EpisodeKey, FixedPrecision, Policy, RouterPolicy
 from dmr_gym.rollout import Trajectory, rollout
 from dmr_gym.router import PrecisionRouter
@@ -77,6 +79,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--tasks", type=int, metavar="N", help="first N tasks of that panel, a session each (default: all)")
     add("--hardware", default="", metavar="TEXT", help="what the models run on, in words, for the profile")
     add("--project", nargs="*", default=[], metavar="NAME=SOURCE", help="price NAME as SOURCE / 1.15, unmeasured")
+    add(
+        "--processor-time",
+        action="store_true",
+        help="count processor time in place of wall clock, for models in this process on a busy machine",
+    )
     add("--force-high", nargs="*", default=[], metavar="TYPE", help="types of steps that no router decides (none)")
     add("--resamples", type=int, default=2000, metavar="N", help="bootstrap resamples (default: %(default)s)")
     add("--seed", type=int, default=0, help="of the router's weights and draws (default: %(default)s)")
@@ -100,6 +107,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     projected = read_projections(args.project, config.precisions)
     measured = [name for name in config.precisions if name not in projected]
     backend = make_backend(with_world(config.backend, config.task), config.precisions)
+    if args.processor_time:
+        if config.backend.get("kind") not in ("embedded", "local"):
+            raise ConfigError("--processor-time counts what this process computes: servers need the wall clock")
+        backend = TimedBackend(backend, time.process_time)
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
     described = asdict(replace(config, cache_dir=None))
     models = {name: backend.digest(name) for name in measured}
@@ -124,6 +135,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "panel": args.panel,
             "sessions": len(routed),
             "concurrency": args.num_envs,
+            "clock": "processor time" if args.processor_time else "wall clock",
             "git": made["git"] or "unknown",
             "models": models,
         },
@@ -133,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     path = args.out / "profile.toml"
     write_atomically(path, lambda part: part.write_text(HEADER + to_toml(profile), encoding="utf-8"))
     show(profile, config.precisions)
-    print(f"wrote {path}; an environment takes it with latency = {{profile = {str(path)!r}}}")
+    print(f"wrote {path}; an environment takes it with --set 'latency={{profile = \"{path}\"}}'")
 
 
 def read_projections(pairs: Sequence[str], precisions: Sequence[str]) -> dict[str, str]:
@@ -160,7 +172,7 @@ def play_alone(backend: Backend, config: EnvConfig, name: str, args: argparse.Na
 
 def play_routed(backend: Backend, config: EnvConfig, args: argparse.Namespace) -> list[Session]:
     """Let a router with random weights play what is missing of its sessions."""
-    clock = time.perf_counter
+    clock = time.process_time if args.processor_time else time.perf_counter
     encoder = TimedEncoder(CachedEncoder(make_encoder(config.encoder), CompletionCache()), clock)
     torch.manual_seed(args.seed)
     router = PrecisionRouter(router_config(args, encoder.dim, len(config.precisions))).to(args.device).eval()
@@ -227,7 +239,8 @@ def show(profile: Profile, precisions: Sequence[str]) -> None:
     from rich.table import Table
 
     linear, fitted = profile.kinds["token-linear"], profile.kinds["prefill-decode"]
-    title = f"{profile.measurement['sessions']} sessions, {profile.measurement['concurrency']} at a time; ms"
+    measured = profile.measurement
+    title = f"{measured['sessions']} sessions, {measured['concurrency']} at a time, {measured['clock']}; ms"
     table = Table(title=f"{title}\n95 % intervals over sessions in brackets", box=box.SIMPLE_HEAD)
     for column in ("precision", "a token (Eq. 10)", "a prefill token", "a decode token", "a call", "R² of the fit"):
         table.add_column(column, justify="left" if column == "precision" else "right", no_wrap=True)

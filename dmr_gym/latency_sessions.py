@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,16 @@ from dmr_gym.latency import W3_SPEEDUP, fit_prefill_decode, pooled_ms_per_token,
 from dmr_gym.latency.prefix_cache import common_prefix
 from dmr_gym.metrics import bootstrap_ratio
 from dmr_gym.policies import Decisions, EpisodeKey, Policy
-from dmr_gym.types import Encoder, FloatArray
+from dmr_gym.types import (
+    Backend,
+    Completion,
+    DistributionRequest,
+    Encoder,
+    FloatArray,
+    Request,
+    SamplingParams,
+    TokenDistributions,
+)
 
 PREFILL_DECODE = ("ms_per_prefill_token", "ms_per_decode_token", "ms_per_call")
 """Coefficients of the kind "prefill-decode", each a number a precision."""
@@ -74,6 +83,48 @@ class TimedEncoder:
         """Seconds since the last call."""
         seconds, self._seconds = self._seconds, 0.0
         return seconds
+
+
+class TimedBackend:
+    """A backend in this process whose answers carry the seconds of another clock, such as processor time.
+
+    All requests of a precision wait for each other, and what loads at the first of them is not counted.
+
+    Args:
+        backend: answers.
+        clock: seconds.
+    """
+
+    def __init__(self, backend: Backend, clock: Callable[[], float]) -> None:
+        self._backend, self._clock = backend, clock
+        self._loaded: set[str] = set()
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """Names in ascending precision."""
+        return self._backend.precisions
+
+    def digest(self, precision: str) -> str:
+        """Content address of a copy."""
+        return self._backend.digest(precision)
+
+    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        """Answer; see `dmr_gym.types.Backend`."""
+        answers: dict[int, Completion] = {}
+        for precision in dict.fromkeys(request.precision for request in requests):
+            if precision not in self._loaded:
+                self._backend.generate([Request("warm up", precision, SamplingParams(max_tokens=1))])
+                self._loaded.add(precision)
+            indices = [i for i, request in enumerate(requests) if request.precision == precision]
+            start = self._clock()
+            found = self._backend.generate([requests[i] for i in indices])
+            seconds = self._clock() - start
+            answers |= {i: replace(answer, seconds=seconds) for i, answer in zip(indices, found, strict=True)}
+        return [answers[i] for i in range(len(requests))]
+
+    def token_distributions(self, requests: Sequence[DistributionRequest]) -> list[TokenDistributions]:
+        """Score completions."""
+        return self._backend.token_distributions(requests)
 
 
 class TimedPolicy:

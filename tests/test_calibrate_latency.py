@@ -127,6 +127,7 @@ def test_a_projected_precision_is_not_played_alone_and_is_labelled(recipe, tmp_p
         (["--project", "low"], "got low="),
         (["--project", "low=high", "high=low"], "SOURCE measured"),
         (["--cache-dir", "x"], "--cache-dir has no place here"),
+        (["--processor-time"], "counts what this process computes: servers need the wall clock"),
         (["--num-envs", "0"], "--num-envs must be at least 1, got 0"),
         (["--resamples", "0"], "--resamples must be at least 1, got 0"),
     ],

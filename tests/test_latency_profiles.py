@@ -90,6 +90,11 @@ def test_projected_prices_are_labelled_where_they_are_used(path: str) -> None:
     [
         ({"profile": "a100"}, ("w4", "bf16"), r"unknown latency profile 'a100'; .*or give the path of a \.toml file"),
         ({"profile": "absent.toml"}, ("w4", "bf16"), "cannot read the config file 'absent.toml'"),
+        (
+            {"profile": "PATH", "row": "alfworld-4b-awq-w4"},
+            ("w4", "bf16"),
+            r"a row of Table 3 or from a profile, and got both: set it to \{'profile': '.*a6000.toml'\} as a whole",
+        ),
         ({"profile": 3}, ("w4", "bf16"), "must be a name or the path of a TOML file, got 3"),
         ({"profile": "PATH"}, ("w2", "bf16"), r"exactly the precisions \['w2', 'bf16'\], got \['bf16'\]"),
         (

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+from dmr_gym.backends import ScriptedBackend
 from dmr_gym.encoders import HashEncoder
 from dmr_gym.errors import ConfigError
-from dmr_gym.latency_sessions import Session, TimedEncoder, TimedPolicy, estimate, warm_tokens
+from dmr_gym.latency_sessions import Session, TimedBackend, TimedEncoder, TimedPolicy, estimate, warm_tokens
 from dmr_gym.policies import Decisions, EpisodeKey
+from dmr_gym.types import Backend, Request
 
 
 class Clock:
@@ -68,6 +70,23 @@ def test_a_decision_takes_the_batch_and_the_encoding_of_its_rows() -> None:
     policy.act(np.zeros((2, 1, 4)), {})
     assert policy.sessions == {one: [12 + 11, 2], other: [12, 1]}
     assert inner.begun == [[0, 1]]
+
+
+def test_answers_of_a_process_carry_the_seconds_of_the_given_clock() -> None:
+    """Two requests at low wait 2 s for each other, one at high 1 s; what loads at the first request counts nowhere."""
+    clock = Clock()
+
+    def answer(request: Request) -> str:
+        clock.now += 1 if request.prompt != "warm up" else 50
+        return f"{request.precision} {request.prompt}"
+
+    backend = TimedBackend(ScriptedBackend(answer, ("low", "high"), name="slow"), clock)
+    assert isinstance(backend, Backend)
+    assert backend.digest("low") == ScriptedBackend(answer, ("low", "high"), name="slow").digest("low")
+    for _ in range(2):
+        found = backend.generate([Request("a", "low"), Request("b", "high"), Request("c", "low")])
+        assert [(each.text, each.seconds) for each in found] == [("low a", 2.0), ("high b", 1.0), ("low c", 2.0)]
+    assert clock.now == 2 * 50 + 2 * 3
 
 
 def test_an_episode_that_fills_an_idle_place_is_not_counted() -> None:

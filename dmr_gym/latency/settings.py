@@ -114,6 +114,11 @@ def _settings(name_or_mapping: object) -> dict[str, Any]:
     settings = {"kind": "token-linear", **name_or_mapping}
     if settings["kind"] not in QUANTITIES:
         raise ConfigError(unknown_name("latency kind", settings["kind"], QUANTITIES))
+    if "profile" in settings and "row" in settings:
+        raise ConfigError(
+            "latency takes its prices from a row of Table 3 or from a profile, and got both: "
+            f"set it to {{'profile': {settings['profile']!r}}} as a whole"
+        )
     return settings
 
 
