@@ -60,7 +60,7 @@ PICTURE = "score_shift.png"
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = recipe_parser(__doc__)
+    parser = recipe_parser(__doc__, "calibrate")
     add = parser.add_argument
     add("--router", type=Path, required=True, metavar="DIR", help="router/ folder that agents/train_kl_st.py wrote")
     add("--out", type=Path, required=True, metavar="DIR", help="folder for everything this run writes")

@@ -46,7 +46,7 @@ from dmr_gym.training import claim_folder, stop_on_signal
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = recipe_parser(__doc__)
+    parser = recipe_parser(__doc__, "collect_kl")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for everything this run writes")
     parser.add_argument("--tasks", type=int, metavar="N", help="first N tasks of the panel (default: all)")
     parser.add_argument("--panel", default="train", help="panel of tasks (default: %(default)s)")

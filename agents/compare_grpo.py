@@ -72,7 +72,7 @@ class Contender:
 
 def parse_args(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     """Read the command line; what is not known here is for agents/train_grpo.py."""
-    parser = recipe_parser(__doc__)
+    parser = recipe_parser(__doc__, "compare_grpo")
     add = parser.add_argument
     add("--router", type=Path, required=True, metavar="DIR", help="KL-ST router to begin with")
     add("--out", type=Path, required=True, metavar="DIR", help="folder for everything this run writes")
@@ -84,7 +84,13 @@ def parse_args(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str
         metavar="X",
         help="reward a second of latency costs",
     )
-    add("--advantages", nargs="+", choices=(*ADVANTAGE_MODES, *train_grpo.STATE_MODES), default=["mean"], help="(default: mean)")
+    add(
+        "--advantages",
+        nargs="+",
+        choices=(*ADVANTAGE_MODES, *train_grpo.STATE_MODES),
+        default=["mean"],
+        help="(default: mean)",
+    )
     add("--seeds", type=int, default=5, metavar="N", help="training runs of each setting (default: %(default)s)")
     add("--test-panel", default="test", help="panel to report (default: %(default)s)")
     add("--test-tasks", type=int, metavar="N", help="first N tasks of that panel (default: all)")
@@ -114,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         contenders = play(envs, config, args)
         precisions = envs.precisions
     rows = tabulate(contenders, args)
-    prices = price_source(config.latency)
+    prices = price_source(config.latency, config.precisions)
     record = {
         "settings": {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()},
         "training_options": rest,
@@ -128,8 +134,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     write_json(args.out / "results.json", record)
     picture = args.out / "returns.png"
-    write_atomically(picture, lambda part: draw(rows, args, prices.label, part))
-    show(rows, args, prices.label)
+    write_atomically(picture, lambda part: draw(rows, args, prices.title, part))
+    show(rows, args, prices.title)
     print(f"picture: {picture}\nnumbers: {args.out / 'results.json'} and {args.out / 'episodes.jsonl'}")
 
 
@@ -246,7 +252,7 @@ def show(rows: Sequence[dict[str, Any]], args: argparse.Namespace, prices: str) 
     console = Console()
     console.width = max(console.width, 120)
     table = Table(
-        title=f"{args.seeds} training seeds, 95 % intervals in brackets\nmodelled seconds, {prices}",
+        title=f"{args.seeds} training seeds, 95 % intervals in brackets\n{prices}",
         box=box.SIMPLE_HEAD,
     )
     for title in ("λ", "policy", "return", "success %", "time, s", "high %", "GRPO minus this"):
@@ -309,7 +315,7 @@ def draw(rows: Sequence[dict[str, Any]], args: argparse.Namespace, prices: str, 
         axes.spines[["top", "right"]].set_visible(False)
     panels[0][0].set_ylabel("return on the test panel: success − λ·T")
     panels[0][-1].legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    figure.suptitle(f"modelled seconds, {prices}", fontsize=9)
+    figure.suptitle(prices, fontsize=9)
     figure.savefig(path, dpi=150)
     plt.close(figure)
 

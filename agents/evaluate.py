@@ -9,7 +9,8 @@ How this differs from the paper:
 1. Episode time is reported over solved episodes, as there, and over all episodes: the first flatters a policy that
    solves only what is quick.
 2. Each number has a 95 % bootstrap interval over tasks.
-3. Time is modelled, Eq. 9 with the environment's coefficients; router time counts only where a router decides.
+3. Time is modelled, Eq. 9 with the environment's coefficients, or whatever ``latency`` of the environment says; router
+   time counts only where a router decides.
 4. The calibration scores come from one run at the default threshold 0.5, as there; tied scores can make the share of
    high-precision steps exceed K, so the realised shares are reported. ``--thresholds`` reads what agents/calibrate.py
    found instead.
@@ -49,7 +50,7 @@ from dmr_gym.deployment import (
 )
 from dmr_gym.errors import ConfigError
 from dmr_gym.figures import draw_accuracy_latency
-from dmr_gym.latency import price_source
+from dmr_gym.latency import PriceSource, price_source
 from dmr_gym.metrics import Difference, Summary, paired_difference, summarize
 from dmr_gym.policies import FixedPrecision, Policy, RandomPolicy, RouterPolicy
 from dmr_gym.rollout import Trajectory, rollout
@@ -71,7 +72,7 @@ class Row:
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = recipe_parser(__doc__)
+    parser = recipe_parser(__doc__, "evaluate")
     add = parser.add_argument
     add(
         "--router",
@@ -114,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     here = trained_on.environment_record(env_id, args.panel, config, models)
     for warning in trained_on.check(router.trained_on, here, config.max_steps):
         print(f"warning: {warning}")
-    prices = price_source(config.latency)
+    prices = price_source(config.latency, config.precisions)
     if args.thresholds is not None:
         calibration = read_calibration(args.thresholds, router, args.budgets, args.force_high)
         forced_types(calibration.forced, router)
@@ -148,8 +149,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_json(args.out / "results.json", record)
     picture = args.out / "accuracy_latency.png"
     policies = [(row.kind, row.summary) for row in rows]
-    write_atomically(picture, lambda part: draw_accuracy_latency(policies, prices.label, part))
-    show(rows, differences, prices.label)
+    write_atomically(picture, lambda part: draw_accuracy_latency(policies, prices.title, part))
+    show(rows, differences, prices)
     print(f"picture: {picture}\nnumbers: {args.out / 'results.json'} and {args.out / 'episodes.jsonl'}")
 
 
@@ -236,25 +237,26 @@ def episode_lines(played: Played) -> str:
     return "".join(lines)
 
 
-def show(rows: Sequence[Row], differences: Sequence[Difference], prices: str) -> None:
+def show(rows: Sequence[Row], differences: Sequence[Difference], prices: PriceSource) -> None:
     """Print the table of policies and that of paired differences."""
     from rich.console import Console
 
     console = Console()
     # A file or a narrow window gets whole lines rather than numbers cut in the middle.
     console.width = max(console.width, 120)
-    console.print(policy_table(rows, prices), difference_table(differences))
+    console.print(policy_table(rows, prices), difference_table(differences, prices.unit))
 
 
-def policy_table(rows: Sequence[Row], prices: str) -> Any:
+def policy_table(rows: Sequence[Row], prices: PriceSource) -> Any:
     """A line a policy; the world's own score has a column where it says more than success, as WebShop's reward does."""
     from rich import box
     from rich.table import Table
 
     has_score = any(row.summary.score != row.summary.success for row in rows if not np.isnan(row.summary.score))
-    table = Table(title=f"95 % intervals over tasks in brackets\nmodelled seconds, {prices}", box=box.SIMPLE_HEAD)
+    table = Table(title=f"95 % intervals over tasks in brackets\n{prices.title}", box=box.SIMPLE_HEAD)
     table.add_column("policy", no_wrap=True)
-    times = ("time,\nsolved", "speed-\nup", "time,\nall", "speed-\nup")
+    cost = "time" if prices.unit == "s" else prices.unit
+    times = (f"{cost},\nsolved", "speed-\nup", f"{cost},\nall", "speed-\nup")
     for title in ("success %", *(["score"] if has_score else []), *times, "high\n%", "steps", "return"):
         table.add_column(title, justify="right", no_wrap=True)
     for row in rows:
@@ -263,7 +265,7 @@ def policy_table(rows: Sequence[Row], prices: str) -> Any:
             s.policy,
             f"{100 * s.success:.1f} [{100 * s.success_ci.low:.0f}, {100 * s.success_ci.high:.0f}]",
             *([_number(s.score, 3)] if has_score else []),
-            *(_number(value, 2) for value in (s.time_success_s, s.speedup_success, s.time_all_s, s.speedup_all)),
+            *(_amount(value) for value in (s.time_success_s, s.speedup_success, s.time_all_s, s.speedup_all)),
             _number(100 * s.high_share, 0),
             _number(s.steps, 1),
             _number(s.mean_return, 3),
@@ -272,20 +274,20 @@ def policy_table(rows: Sequence[Row], prices: str) -> Any:
     return table
 
 
-def difference_table(differences: Sequence[Difference]) -> Any:
-    """A line a pair of policies, task by task."""
+def difference_table(differences: Sequence[Difference], unit: str) -> Any:
+    """A line a pair of policies, task by task; times in the unit of the prices."""
     from rich import box
     from rich.table import Table
 
     table = Table(title="paired differences, the same tasks", box=box.SIMPLE_HEAD)
     table.add_column("policy", no_wrap=True)
-    for title in ("success, points", "time of all, s", "return"):
+    for title in ("success, points", "time of all, s" if unit == "s" else f"{unit} of all", "return"):
         table.add_column(title, justify="right", no_wrap=True)
     for d in differences:
         table.add_row(
             f"{d.policy} − {d.minus}",
             _gap(100 * d.success, 100 * d.success_ci.low, 100 * d.success_ci.high, 1),
-            _gap(d.time_all_s, d.time_all_s_ci.low, d.time_all_s_ci.high, 2),
+            _gap(d.time_all_s, d.time_all_s_ci.low, d.time_all_s_ci.high, 2 if unit == "s" else 6),
             _gap(d.mean_return, d.mean_return_ci.low, d.mean_return_ci.high, 3),
         )
     return table
@@ -293,6 +295,11 @@ def difference_table(differences: Sequence[Difference]) -> Any:
 
 def _gap(value: float, low: float, high: float, digits: int) -> str:
     return f"{value:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
+
+
+def _amount(value: float) -> str:
+    """Two decimals, or two digits where decimals would show none: dollars of an episode are small."""
+    return f"{value:.2g}" if 0 < value < 0.1 else _number(value, 2)
 
 
 def _number(value: float, digits: int) -> str:

@@ -85,7 +85,7 @@ class Batch:
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = recipe_parser(__doc__)
+    parser = recipe_parser(__doc__, "train_grpo")
     add = parser.add_argument
     add("--router", type=Path, metavar="DIR", help="router to begin with and to stay near (default: a new one)")
     add("--out", type=Path, required=True, metavar="DIR", help="folder for everything this run writes")

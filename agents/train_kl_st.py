@@ -69,10 +69,11 @@ from dmr_gym.training import (
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = recipe_parser(__doc__)
+    parser = recipe_parser(__doc__, "train_kl_st")
     add = parser.add_argument
     add("--data", type=Path, required=True, metavar="DIR", help="folder that agents/collect_kl.py wrote")
     add("--out", type=Path, required=True, metavar="DIR", help="folder for everything this run writes")
+    add("--config", metavar="FILE", help="TOML file whose table [train_kl_st] holds options of this recipe")
     add("--resume", action="store_true", help="go on with the run in --out; its settings must be the same")
     add(
         "--threshold",
@@ -139,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
     settings["data_sha256"] = file_digest(data_file)
     # Where the data lies does not matter, and neither is any epoch changed by how many may follow.
-    free = ("data", "out", "resume", "epochs", "patience")
+    free = ("data", "out", "config", "resume", "epochs", "patience")
     claim_folder(args.out, settings, args.resume, free)
 
     counts = np.bincount(counted_labels(training), minlength=n_precisions).tolist()

@@ -74,7 +74,7 @@ SB3_FIGURES = {
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = recipe_parser(__doc__)
+    parser = recipe_parser(__doc__, "train_ppo")
     add = parser.add_argument
     add("--out", type=Path, required=True, metavar="DIR", help="folder for everything this run writes")
     add("--panel", default="train", help="panel of the tasks to learn from (default: %(default)s)")

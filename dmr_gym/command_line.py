@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import gymnasium
 
-from dmr_gym.config import EnvConfig, load_config, unknown_name
+from dmr_gym.config import EnvConfig, load_config, read_toml, unknown_name
 from dmr_gym.errors import ConfigError, DMRGymError
 from dmr_gym.tasks import TASKS
 from dmr_gym.vector import PrecisionRoutingVectorEnv
@@ -20,12 +20,66 @@ if TYPE_CHECKING:
     from dmr_gym.router import RouterConfig
 
 DEFAULT_ENV = "DMR-ALFWorld-v0"
+_NOT_IN_TABLES = ("help", "config", "env", "set")
+"""Options that choose the file, or change what it says otherwise."""
 ROUTER_SIZES = ("n_layers", "d_model", "n_heads", "d_ff", "max_length")
 
 
-def recipe_parser(documentation: str) -> argparse.ArgumentParser:
-    """A parser that takes options by their whole name, described by the first line of a recipe's documentation."""
-    return argparse.ArgumentParser(description=documentation.splitlines()[0], allow_abbrev=False)
+class RecipeParser(argparse.ArgumentParser):
+    """A parser whose options take their defaults from a table of the file in ``--config``, where it has one.
+
+    The table is named after the recipe, and its keys are the options' names with underscores::
+
+        [compare_grpo]
+        lambdas = [0.005, 0.01, 0.02]
+        seeds = 3
+
+    stands for ``--lambdas 0.005 0.01 0.02 --seeds 3`` in front of the command line, which overrides it.
+
+    Args:
+        documentation: its first line describes the recipe.
+        table: name of the table; None for a recipe without one.
+    """
+
+    def __init__(self, documentation: str, table: str | None) -> None:
+        super().__init__(description=documentation.splitlines()[0], allow_abbrev=False)
+        self._table = table
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse as `argparse` does, the table's options first.
+
+        Raises:
+            ConfigError: a key of the table that is no option, or a value that no option can have.
+        """
+        given = sys.argv[1:] if args is None else list(args)
+        return super().parse_known_args([*self._from_table(given), *given], namespace)
+
+    def _from_table(self, given: Sequence[str]) -> list[str]:
+        if self._table is None or "--config" not in self._option_string_actions:
+            return []
+        finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        finder.add_argument("--config")
+        path = finder.parse_known_args(given)[0].config
+        table = {} if path is None else read_toml(path).get(self._table, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"{path}: {self._table} must be a table, [{self._table}], got {table!r}")
+        known = {action.dest: action for action in self._actions if action.dest not in _NOT_IN_TABLES}
+        tokens: list[str] = []
+        for key, value in table.items():
+            if key not in known:
+                raise ConfigError(f"{path}: {unknown_name(f'option of [{self._table}]', key, known)}")
+            tokens += _tokens(known[key], value, f"{path}: {self._table}.{key}")
+        return tokens
+
+
+def recipe_parser(documentation: str, table: str | None = None) -> RecipeParser:
+    """A parser that takes options by their whole name, described by the first line of a recipe's documentation.
+
+    Args:
+        documentation: of the recipe.
+        table: name of the table that may hold its options in the file of ``--config``, see `RecipeParser`.
+    """
+    return RecipeParser(documentation, table)
 
 
 def add_env_options(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +91,8 @@ def add_env_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--config",
         metavar="FILE",
-        help="keywords of the environment as TOML, such as configs/alfworld.toml (default: those of the id)",
+        help="keywords of the environment as TOML, such as configs/alfworld.toml (default: those of the id); may hold "
+        "a table with options of this recipe",
     )
     group.add_argument(
         "--set",
@@ -124,16 +179,17 @@ def env_config(env_id: str, settings: Sequence[str] = (), cache_dir: str | None 
     return replace(config, cache_dir=cache_dir or config.cache_dir)
 
 
-def make_envs(config: EnvConfig, panel: str, num_envs: int) -> PrecisionRoutingVectorEnv:
+def make_envs(config: EnvConfig, panel: str, num_envs: int, **live: Any) -> PrecisionRoutingVectorEnv:
     """Build the vector environment for one panel of tasks, to be run by `dmr_gym.rollout.rollout`.
 
     Args:
         config: its keywords; a panel among those of the task gives way to this one.
         panel: "train", "calibration", "validation" or "test".
         num_envs: sub-environments.
+        **live: parts that stand in for those that the keywords describe, such as ``backend``.
     """
     config = replace(config, task_kwargs={**config.task_kwargs, "panel": panel})
-    return PrecisionRoutingVectorEnv(num_envs, autoreset_mode="Disabled", **config.kwargs())
+    return PrecisionRoutingVectorEnv(num_envs, autoreset_mode="Disabled", **config.kwargs() | live)
 
 
 def first_tasks(envs: PrecisionRoutingVectorEnv, number: int | None) -> list[str]:
@@ -156,6 +212,27 @@ def run(main: Callable[[], object]) -> None:
         sys.exit(f"{type(error).__name__}: {error}")
     except KeyboardInterrupt:
         sys.exit("stopped")
+
+
+def _tokens(option: argparse.Action, value: object, where: str) -> list[str]:
+    """What would be written on the command line for a value of a table."""
+    flag = option.option_strings[0]
+    if option.nargs == 0:
+        if not isinstance(value, bool):
+            raise ConfigError(f"{where} must be true or false, got {value!r}")
+        return [flag] if value else []
+    values = value if isinstance(value, list) else [value]
+    if isinstance(value, list) != (option.nargs in ("*", "+")) or any(isinstance(v, bool | dict) for v in values):
+        expected = "a list" if option.nargs in ("*", "+") else "one value"
+        raise ConfigError(f"{where} must be {expected}, as {flag} takes it, got {value!r}")
+    for text in map(str, values):
+        try:
+            entry = option.type(text) if callable(option.type) else text
+        except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
+            raise ConfigError(f"{where} cannot be {text!r}, which {flag} does not take: {error}") from error
+        if option.choices is not None and entry not in option.choices:
+            raise ConfigError(f"{where}: {unknown_name(f'value of {flag}', text, option.choices)}")
+    return [flag, *map(str, values)]
 
 
 def _registered(env_id: str) -> dict[str, Any]:

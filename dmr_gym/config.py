@@ -6,8 +6,8 @@
     env = PrecisionRoutingEnv(**config.kwargs())
     (run / "env.toml").write_text(to_toml(config))
 
-The recipes read ``--config``, ``--env`` and ``--set`` with it (`dmr_gym.command_line`). A table of the file replaces
-the default of a mapping field as a whole: ``[backend]`` is not merged with the default backend.
+The recipes read ``--config``, ``--env`` and ``--set`` with it (`dmr_gym.command_line`), and their own tables in a file.
+A table replaces the default of a mapping field as a whole: ``[backend]`` is not merged with the default backend.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from dmr_gym.errors import ConfigError
 
@@ -73,15 +73,25 @@ def load_config(
     """
     data = copy.deepcopy(dict(base or {}))
     if path is not None:
-        try:
-            data |= tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ConfigError(f"cannot read the config file {str(path)!r}: {error.strerror}") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path} is not a TOML file: {error}") from error
+        aside = getattr(cls, "recipe_tables", ())
+        data |= {key: value for key, value in read_toml(path).items() if key not in aside}
     for key, value in _pairs(overrides):
         _put(data, key, value)
     return from_mapping(cls, data)
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """Read a TOML file.
+
+    Raises:
+        ConfigError: for an unreadable file, or one that is no TOML.
+    """
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the config file {str(path)!r}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not a TOML file: {error}") from error
 
 
 def from_mapping(cls: type[T], data: Mapping[str, Any], where: str = "") -> T:
@@ -99,7 +109,8 @@ def from_mapping(cls: type[T], data: Mapping[str, Any], where: str = "") -> T:
     fields = {entry.name: entry for entry in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for key in data:
         if key not in fields:
-            raise ConfigError(unknown_name(f"{cls.__name__} setting", f"{where}{key}", [where + f for f in fields]))
+            known = [where + name for name in fields] + list(() if where else getattr(cls, "recipe_tables", ()))
+            raise ConfigError(unknown_name(f"{cls.__name__} setting", f"{where}{key}", known))
     for name, entry in fields.items():
         required = entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING
         if required and name not in data:
@@ -263,7 +274,7 @@ class EnvConfig:
         precisions: names in ascending precision; action 0 is the lowest.
         backend: kind and settings of the LLM copies; the world of embedded ones is ``task`` where none is named.
         encoder: kind and settings of the text encoder.
-        latency: a row of the paper's Table 3 by name, or coefficients in ms.
+        latency: a row of the paper's Table 3 by name, or settings of `dmr_gym.latency.make_latency_model`.
         lambda_: price of a second of latency in units of reward, at least 0 (λ of Eq. 8).
         max_steps: step cap of an episode.
         history_length: rows L of the observation.
@@ -273,6 +284,19 @@ class EnvConfig:
         invalid_action_penalty: reward that an invalid action costs, at least 0; not part of Eq. 8.
         render_mode: "ansi", "human", "rgb_array" or None.
     """
+
+    recipe_tables: ClassVar[tuple[str, ...]] = (
+        "serve",
+        "collect_kl",
+        "train_kl_st",
+        "calibrate",
+        "evaluate",
+        "train_grpo",
+        "train_ppo",
+        "compare_grpo",
+        "calibrate_latency",
+    )
+    """Tables that a file may hold besides: its servers, and defaults of recipes' options (`dmr_gym.command_line`)."""
 
     task: str = "alfworld"
     task_kwargs: Mapping[str, Any] = field(default_factory=dict)

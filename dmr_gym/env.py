@@ -27,7 +27,8 @@ class PrecisionRoutingEnv(gym.Env[FloatArray, np.int64]):
     the newest L kept.
 
     **Reward** ``success − lambda_ · latency_s``: success is 1 on the last step of a solved episode and else 0, and
-    latency_s is the modelled time of this step. The undiscounted sum is R = r_success − λ·T (Eq. 8, with T of Eq. 9).
+    latency_s is the modelled time of this step, or what ``latency`` says instead: the measured wall clock, dollars,
+    joules. The undiscounted sum is R = r_success − λ·T (Eq. 8, with T of Eq. 9).
     Every step is charged the router's time, the N·ℓ_r of Eq. 9, because the environment cannot know where an action
     came from. A fixed-precision baseline asks no router: add up latency_llm_s alone, as agents/evaluate.py does where
     no router was asked, or make the environment with ``latency={"row": "alfworld-4b-gptq-w3", "router_ms": 0}``.
@@ -56,8 +57,9 @@ class PrecisionRoutingEnv(gym.Env[FloatArray, np.int64]):
         precisions: names in ascending precision.
         backend: kind and settings of the LLM copies; a text is a kind, None is ``{"kind": "embedded"}``.
         encoder: kind and settings of the text encoder; a text is a kind, None is ``{"kind": "minilm"}``.
-        latency: a row of the paper's Table 3 by name, or coefficients (`dmr_gym.latency.make_latency_model`).
-        lambda_: price of a second of latency in units of reward, at least 0.
+        latency: a row of the paper's Table 3 by name, or coefficients, another kind of model, or a measured profile
+            (`dmr_gym.latency.make_latency_model`).
+        lambda_: price of a second of latency (of a dollar, of a joule) in units of reward, at least 0.
         max_steps: step cap of an episode.
         history_length: rows L of the observation.
         sampling: fields of `SamplingParams` that differ from its defaults.

@@ -20,6 +20,7 @@ from gymnasium.error import InvalidAction, ResetNeeded
 from dmr_gym.config import unknown_name
 from dmr_gym.errors import ConfigError, TaskError
 from dmr_gym.history import History
+from dmr_gym.latency import cached_prompt_tokens
 from dmr_gym.types import (
     Completion,
     FloatArray,
@@ -125,6 +126,27 @@ def choose_start(
     return task_id, int(sample_index)
 
 
+def priced_call(request: Request, completion: Completion, turns: Sequence[Turn]) -> LLMCall:
+    """What a latency model is asked to price: a pure function of the episode, so snapshots need no state of servers.
+
+    Args:
+        request: the call.
+        completion: its answer.
+        turns: of the episode before it; the last one of the same precision tells what its server has cached.
+    """
+    before = next((turn for turn in reversed(turns) if turn.request.precision == request.precision), None)
+    cached = 0
+    if before is not None:
+        cached = cached_prompt_tokens(request.prompt, completion.prompt_tokens, before.request, before.completion)
+    return LLMCall(
+        precision=request.precision,
+        prompt_tokens=completion.prompt_tokens,
+        completion_tokens=completion.completion_tokens,
+        cached_tokens=cached,
+        seconds=completion.seconds,
+    )
+
+
 class Episode:
     """The state of one episode and the rules it is played by.
 
@@ -184,7 +206,7 @@ class Episode:
         rules, accounts = self.rules, self._accounts
         self._awaits_embedding = True
         step = self.task.step(completion.text)
-        call = LLMCall(request.precision, completion.prompt_tokens, completion.completion_tokens)
+        call = priced_call(request, completion, self.turns)
         llm_s, router_s = rules.latency.llm_seconds(call), rules.latency.router_seconds(call)
         reward = float(step.success) - rules.lambda_ * (llm_s + router_s)
         if step.invalid_reason is not None:

@@ -37,7 +37,7 @@ def draw_accuracy_latency(policies: Sequence[tuple[str, Summary]], prices: str, 
 
     Args:
         policies: (kind, summary) of each, its kind a key of `STYLES`; random routing is drawn without its name.
-        prices: where the times come from, in words.
+        prices: what the times are and where they come from, in words (`dmr_gym.latency.PriceSource.title`).
         path: of the picture.
     """
     import matplotlib
@@ -50,7 +50,7 @@ def draw_accuracy_latency(policies: Sequence[tuple[str, Summary]], prices: str, 
         for kind, summary in policies:
             _point(axes, summary, column, STYLES[kind])
         axes.margins(x=0.12, y=0.1)
-        axes.set_xlabel(f"mean time of {title} episodes\n(modelled seconds, {prices})")
+        axes.set_xlabel(f"mean time of {title} episodes\n({prices})")
         axes.grid(color="0.93")
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)

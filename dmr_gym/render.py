@@ -67,8 +67,8 @@ def _turn(episode: Episode, index: int) -> Iterator[_Line]:
     name = turn.request.precision
     precision = episode.rules.precisions.index(name)
     said = turn.step.action or turn.completion.text.strip()
-    seconds = turn.latency_llm_s + turn.latency_router_s
-    yield _Line(f"{index + 1:3d} {name:>5s} {seconds:6.3f} s > {said}", precision)
+    cost = _cost(turn.latency_llm_s + turn.latency_router_s, episode)
+    yield _Line(f"{index + 1:3d} {name:>5s} {cost:>8s} > {said}", precision)
     yield from map(_Line, turn.step.observation.splitlines())
 
 
@@ -77,7 +77,14 @@ def _closing(episode: Episode) -> Iterator[_Line]:
         info = episode.info()
         outcome = "solved" if info["success"] else "step cap reached" if info["cap_reached"] else "not solved"
         share = f"{info['high_precision_share']:.0%} at {episode.rules.precisions[-1]}"
-        yield _Line(f"-- {outcome} after {info['step_index']} steps, {info['episode_latency_s']:.3f} s, {share}")
+        cost = _cost(info["episode_latency_s"], episode)
+        yield _Line(f"-- {outcome} after {info['step_index']} steps, {cost}, {share}")
+
+
+def _cost(value: float, episode: Episode) -> str:
+    """Seconds, or the unit of a latency model that names another."""
+    unit = getattr(episode.rules.latency, "unit", "s")
+    return f"{value:.3f} s" if unit == "s" else f"{value:.3g} {unit}"
 
 
 def _colour(precision: int, count: int) -> tuple[str, tuple[int, int, int]]:

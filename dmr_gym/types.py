@@ -66,7 +66,9 @@ class Completion:
         text: the new text, without the stop string.
         prompt_tokens: tokens of the rendered prompt.
         completion_tokens: new tokens generated, the stop token included, as vLLM's ``usage`` counts.
-        seconds: wall clock of the call that made it (of its share of a batch), also when found in a cache.
+        seconds: wall clock of the call that made it, as its caller waited for it: of the whole batch where it was
+            computed in one, network and queue of a server included. One found in a cache has the seconds it was
+            stored with.
         finish_reason: "stop" or "length".
         cached: whether it was found rather than computed.
     """
@@ -158,12 +160,24 @@ class TaskStep:
 
 @dataclass(frozen=True, slots=True)
 class LLMCall:
-    """What a cost model prices: one step's call of one precision, and whether the router was asked."""
+    """What a cost model prices: one step's call of one precision.
+
+    Attributes:
+        precision: the copy that answered.
+        prompt_tokens: tokens of the rendered prompt.
+        completion_tokens: new tokens generated.
+        router_called: whether the router was asked.
+        cached_tokens: leading prompt tokens whose keys and values the precision's server has from this episode
+            (`dmr_gym.latency.cached_prompt_tokens`).
+        seconds: measured wall clock of the call, see `Completion`.
+    """
 
     precision: str
     prompt_tokens: int
     completion_tokens: int
     router_called: bool = True
+    cached_tokens: int = 0
+    seconds: float = 0.0
 
 
 @runtime_checkable
@@ -239,7 +253,11 @@ class Encoder(Protocol):
 
 @runtime_checkable
 class LatencyModel(Protocol):
-    """Prices one LLM call and one router decision in seconds."""
+    """Prices one LLM call and one routing decision in seconds: a pure function of the call.
+
+    A model that prices money or energy answers in dollars or joules instead. Whatever the environment then calls
+    seconds, or names with ``_s``, is in that unit, and λ is reward per unit.
+    """
 
     def llm_seconds(self, call: LLMCall) -> float:
         """Time of the LLM call."""

@@ -31,13 +31,6 @@ def test_a_file_is_its_registered_id(world: str) -> None:
     assert config == load_config(EnvConfig, base=ENV_IDS[IDS[world]])
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_a_file_begins_with_the_command_that_takes_it(path: Path) -> None:
-    """The first lines name a recipe that is there, with this file."""
-    command = re.search(rf"python (agents/\w+\.py) .*--config configs/{path.name} ", path.read_text().split("\n\n")[0])
-    assert (FOLDER.parent / command[1]).is_file()
-
-
 def test_the_chat_file_has_settings_in_which_reasoning_fits() -> None:
     """The paper's protocol: 30 steps, two earlier pages, 512 tokens, and no newline that ends them."""
     config = load_config(EnvConfig, FOLDER / "webshop-chat.toml")

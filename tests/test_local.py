@@ -202,11 +202,11 @@ def test_sampling_out_of_range_is_refused(shared_local: LocalBackend) -> None:
         shared_local.token_distributions([DistributionRequest(PROMPT, "a", "low", top_k=0)])
 
 
-def test_seconds_are_shares_of_the_batch(checkpoints: dict[str, str]) -> None:
-    """A clock that advances by 3 s a batch gives each of three requests 1 s."""
+def test_seconds_are_those_of_the_batch(checkpoints: dict[str, str]) -> None:
+    """A clock that advances by 3 s at every look gives each of three requests 3 s: all wait for their batch."""
     ticks = iter(range(0, 1000, 3))
     backend = LocalBackend(checkpoints, clock=lambda: float(next(ticks)))
-    assert [c.seconds for c in backend.generate([Request(p, "low", GREEDY) for p in PROMPTS[:3]])] == [1.0] * 3
+    assert [c.seconds for c in backend.generate([Request(p, "low", GREEDY) for p in PROMPTS[:3]])] == [3.0] * 3
 
 
 def test_copies_of_a_backend_load_anew(shared_local: LocalBackend) -> None:

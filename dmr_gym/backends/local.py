@@ -99,7 +99,7 @@ class LocalBackend:
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         """Complete every prompt, `max_batch_size` requests of one precision at a time.
 
-        ``seconds`` is the wall clock of that batch, prefill and decoding, divided by its number of requests; loading a
+        ``seconds`` is the wall clock of that batch, prefill and decoding, for each of its requests; loading a
         checkpoint is not part of it. A sequence that reaches the model's length limit ends with "length".
 
         Raises:
@@ -113,7 +113,7 @@ class LocalBackend:
             start = self._clock()
             generations = [self._generation(decoder, request) for request in batch]
             decoder.generate(generations)
-            seconds = (self._clock() - start) / len(batch)
+            seconds = self._clock() - start
             for index, generation in zip(indices, generations, strict=True):
                 completions[index] = Completion(
                     text=generation.text,

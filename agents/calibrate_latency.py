@@ -1,0 +1,271 @@
+r"""Measure what a token, a prompt and a routing decision cost on your hardware: Eq. 10 and 11 of the paper.
+
+Each precision plays the panel alone (appendix A), ``--num-envs`` episodes side by side (16, as there), without a
+completion cache; ℓ_p is the seconds of all its calls over their completion tokens (Eq. 10). Then a router with random
+weights plays it, and ℓ_r is the seconds of its decisions over their number; steps forced to the highest precision do
+not count (Eq. 11). The same calls give the coefficients of the kind "prefill-decode", by least squares.
+
+How this differs from the paper:
+
+1. All numbers have 95 % intervals: sessions, one a task, are drawn with replacement.
+2. The episodes go in step: their calls are issued together, and the next ones wait for the slowest. A backend in this
+   process computes them as one batch, whose time is that of each: prefill and decoding can then hardly be told apart
+   (a small R²), which ``--num-envs 1`` mends.
+3. A decision takes what its session waits for: the sentence encoder on the rows that came, and the router on the batch.
+4. A precision that no kernel runs can be projected: ``--project w3=w4-awq`` divides by 1.15, as the paper does (A.3).
+
+    python agents/calibrate_latency.py --out runs/latency --tasks 16
+    python agents/calibrate_latency.py --out runs/latency-4b --config configs/paper/alfworld-4b-awq-w4.toml \
+        --hardware "one A6000"
+
+``--out`` then holds profile.toml, which an environment takes by its path: ``latency = {profile = PATH}``. The same
+command goes on with the sessions that are missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dmr_gym.backends import make_backend, with_world
+from dmr_gym.cache import CachedEncoder, CompletionCache
+from dmr_gym.command_line import (
+    add_env_options,
+    add_router_options,
+    chosen_env,
+    first_tasks,
+    make_envs,
+    recipe_parser,
+    router_config,
+    run,
+)
+from dmr_gym.config import EnvConfig, to_toml
+from dmr_gym.deployment import BUDGETS, forcing
+from dmr_gym.encoders import make_encoder
+from dmr_gym.episode import priced_call
+from dmr_gym.errors import ConfigError
+from dmr_gym.latency import W3_SPEEDUP, Profile, break_even_tokens
+from dmr_gym.latency.prefix_cache import prompt_text
+from dmr_gym.latency_sessions import PREFILL_DECODE, Session, TimedBackend, TimedEncoder, TimedPolicy, estimate
+from dmr_gym.policies import EpisodeKey, FixedPrecision, Policy, RouterPolicy
+from dmr_gym.rollout import Trajectory, rollout
+from dmr_gym.router import PrecisionRouter
+from dmr_gym.runs import provenance, write_atomically, write_json
+from dmr_gym.training import claim_folder, stop_on_signal
+from dmr_gym.types import Backend
+
+ROUTER = "router"
+HEADER = "# A latency profile, see docs/latency.md: an environment takes it with latency = {profile = THIS FILE}.\n"
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = recipe_parser(__doc__, "calibrate_latency")
+    add = parser.add_argument
+    add("--out", type=Path, required=True, metavar="DIR", help="folder for everything this run writes")
+    add("--panel", default="test", help="panel of tasks (default: %(default)s)")
+    add("--tasks", type=int, metavar="N", help="first N tasks of that panel, a session each (default: all)")
+    add("--hardware", default="", metavar="TEXT", help="what the models run on, in words, for the profile")
+    add("--project", nargs="*", default=[], metavar="NAME=SOURCE", help="price NAME as SOURCE / 1.15, unmeasured")
+    add(
+        "--processor-time",
+        action="store_true",
+        help="count processor time in place of wall clock, for models in this process on a busy machine",
+    )
+    add("--force-high", nargs="*", default=[], metavar="TYPE", help="types of steps that no router decides (none)")
+    add("--resamples", type=int, default=2000, metavar="N", help="bootstrap resamples (default: %(default)s)")
+    add("--seed", type=int, default=0, help="of the router's weights and draws (default: %(default)s)")
+    add("--device", default="cpu", help="torch device of the router (default: %(default)s)")
+    add_env_options(parser)
+    add_router_options(parser)
+    parser.set_defaults(num_envs=16)
+    args = parser.parse_args(argv)
+    for name in ("resamples", "num_envs"):
+        if getattr(args, name) < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
+    if args.cache_dir is not None:
+        raise ConfigError("--cache-dir has no place here: a completion that is found takes no time to measure")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Play, time, fit, and write the profile."""
+    args = parse_args(argv)
+    env_id, config = chosen_env(args)
+    projected = read_projections(args.project, config.precisions)
+    measured = [name for name in config.precisions if name not in projected]
+    backend = make_backend(with_world(config.backend, config.task), config.precisions)
+    if args.processor_time:
+        if config.backend.get("kind") not in ("embedded", "local"):
+            raise ConfigError("--processor-time counts what this process computes: servers need the wall clock")
+        backend = TimedBackend(backend, time.process_time)
+    settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
+    described = asdict(replace(config, cache_dir=None))
+    models = {name: backend.digest(name) for name in measured}
+    free = ("out", "config", "tasks", "resamples", "hardware", "project")
+    claim_folder(args.out, settings | {"env": described, "models": models}, True, free)
+
+    sessions = {name: play_alone(backend, config, name, args) for name in measured}
+    routed = play_routed(backend, config, args)
+    # vLLM's cache has blocks; a backend in this process keeps every token.
+    block_tokens = 16 if config.backend.get("kind") == "vllm" else 1
+    found = estimate(sessions, routed, projected, block_tokens=block_tokens, resamples=args.resamples, seed=args.seed)
+    made = provenance()
+    profile = Profile(
+        date=time.strftime("%Y-%m-%d", time.gmtime()),
+        command=shlex.join(["python", "agents/calibrate_latency.py", *(sys.argv[1:] if argv is None else argv)]),
+        hardware=describe_hardware(args.hardware),
+        versions={"python": made["python"], **{name: version for name, version in made["versions"].items() if version}},
+        kinds=found.kinds,
+        projected={name: f"{source} / {W3_SPEEDUP}" for name, source in projected.items()},
+        measurement={
+            "env_id": env_id,
+            "panel": args.panel,
+            "sessions": len(routed),
+            "concurrency": args.num_envs,
+            "clock": "processor time" if args.processor_time else "wall clock",
+            "git": made["git"] or "unknown",
+            "models": models,
+        },
+        intervals=found.intervals,
+        fit=found.fit,
+    )
+    path = args.out / "profile.toml"
+    write_atomically(path, lambda part: part.write_text(HEADER + to_toml(profile), encoding="utf-8"))
+    show(profile, config.precisions)
+    print(f"wrote {path}; an environment takes it with --set 'latency={{profile = \"{path}\"}}'")
+
+
+def read_projections(pairs: Sequence[str], precisions: Sequence[str]) -> dict[str, str]:
+    """The precisions that are not measured, each with the one that it is derived from.
+
+    Raises:
+        ConfigError: a pair that is none, or names that the environment has not, or a source that is projected itself.
+    """
+    projected = dict(pair.partition("=")[::2] for pair in pairs)
+    for name, source in projected.items():
+        if name not in precisions or source not in precisions or source in projected:
+            raise ConfigError(
+                f"--project expects NAME=SOURCE with two of the precisions {list(precisions)}, SOURCE measured, "
+                f"got {name}={source}; --set precisions adds one"
+            )
+    return projected
+
+
+def play_alone(backend: Backend, config: EnvConfig, name: str, args: argparse.Namespace) -> list[Session]:
+    """Let one precision play what is missing of its sessions."""
+    policy = FixedPrecision(config.precisions.index(name))
+    return play(backend, config, policy, {"kind": "hash", "dim": 8}, name, args)
+
+
+def play_routed(backend: Backend, config: EnvConfig, args: argparse.Namespace) -> list[Session]:
+    """Let a router with random weights play what is missing of its sessions."""
+    clock = time.process_time if args.processor_time else time.perf_counter
+    encoder = TimedEncoder(CachedEncoder(make_encoder(config.encoder), CompletionCache()), clock)
+    torch.manual_seed(args.seed)
+    router = PrecisionRouter(router_config(args, encoder.dim, len(config.precisions))).to(args.device).eval()
+    # Weights load and kernels warm up at the first call, which is no decision's fault.
+    warm = RouterPolicy(router)
+    warm.reset([0], [EpisodeKey("warm")], 1)
+    row = np.zeros((1, config.history_length, encoder.dim), dtype=np.float32)
+    row[0, 0] = encoder.encode(["warm up"])[0]
+    warm.act(row, {})
+    encoder.take()
+    routed = RouterPolicy(router, mode="sample", seed=args.seed)
+    policy = TimedPolicy(forcing(routed, len(config.precisions) - 1, args.force_high), encoder, clock)
+    return play(backend, config, policy, encoder, ROUTER, args)
+
+
+def play(
+    backend: Backend, config: EnvConfig, policy: Policy, encoder: Any, stage: str, args: argparse.Namespace
+) -> list[Session]:
+    """Play the tasks that have no session yet, and return the sessions of all; a file each."""
+    free = {"ms_per_token": dict.fromkeys(config.precisions, 0.0), "router_ms": 0.0}
+    envs = make_envs(config, args.panel, args.num_envs, backend=backend, encoder=encoder, latency=free, cache_dir=None)
+    paths = {task: session_path(args.out / "sessions" / stage, task) for task in first_tasks(envs, args.tasks)}
+    missing = [task for task, path in paths.items() if not path.is_file()]
+    with stop_on_signal("session", "the same command") as stop:
+
+        def save(trajectory: Trajectory) -> None:
+            turns, key = trajectory.turns, trajectory.key
+            calls = [priced_call(turn.request, turn.completion, turns[:i]) for i, turn in enumerate(turns)]
+            counted = [[c.seconds, c.prompt_tokens, c.cached_tokens, c.completion_tokens] for c in calls]
+            seconds, decisions = policy.sessions[key] if isinstance(policy, TimedPolicy) else (0.0, 0)
+            session = Session(counted, prompt_text(turns[0].request.prompt), seconds, int(decisions))
+            write_json(paths[key.task_id], asdict(session))
+            stop.leave(f"the session of {key.task_id}")
+
+        rollout(envs, policy, missing, keep_turns=True, on_episode=save, progress=f"{stage}, {args.num_envs} at a time")
+    envs.close()
+    return [Session(**json.loads(path.read_text(encoding="utf-8"))) for path in paths.values()]
+
+
+def session_path(folder: Path, task_id: str) -> Path:
+    """Where a session is kept; task ids of official games are long paths."""
+    return folder / f"{hashlib.sha256(task_id.encode()).hexdigest()[:20]}.json"
+
+
+def describe_hardware(words: str) -> dict[str, Any]:
+    """What this process runs on, and what the user says the models run on."""
+    cpuinfo = Path("/proc/cpuinfo")
+    names = (
+        [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        if (cpuinfo.is_file())
+        else []
+    )
+    found: dict[str, Any] = {"processor": names[0] if names else platform.processor() or platform.machine()}
+    found["threads"] = torch.get_num_threads()
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
+    return ({"models": words} if words else {}) | found
+
+
+def show(profile: Profile, precisions: Sequence[str]) -> None:
+    """Print a line a precision, the router's, and the tokens from which on routing pays."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    linear, fitted = profile.kinds["token-linear"], profile.kinds["prefill-decode"]
+    measured = profile.measurement
+    title = f"{measured['sessions']} sessions, {measured['concurrency']} at a time, {measured['clock']}; ms"
+    table = Table(title=f"{title}\n95 % intervals over sessions in brackets", box=box.SIMPLE_HEAD)
+    for column in ("precision", "a token (Eq. 10)", "a prefill token", "a decode token", "a call", "R² of the fit"):
+        table.add_column(column, justify="left" if column == "precision" else "right", no_wrap=True)
+    for name in precisions:
+        note = f" projected: {profile.projected[name]}" if name in profile.projected else ""
+        ends = profile.intervals["token-linear"]["ms_per_token"].get(name)
+        row = [f"{linear['ms_per_token'][name]:.2f}" + (f" [{ends[0]:.2f}, {ends[1]:.2f}]" if ends else "")]
+        row += [f"{fitted[kind][name]:.3f}" for kind in PREFILL_DECODE]
+        table.add_row(name + note, *row, f"{profile.fit[name]['r_squared']:.3f}" if name in profile.fit else "")
+    console = Console()
+    console.width = max(console.width, 120)
+    console.print(table)
+    ends = profile.intervals["token-linear"]["router_ms"]
+    print(f"a routing decision (Eq. 11): {linear['router_ms']:.2f} ms [{ends[0]:.2f}, {ends[1]:.2f}]")
+    high_ms = linear["ms_per_token"][precisions[-1]]
+    for name in precisions[:-1]:
+        low_ms, pair = linear["ms_per_token"][name], f"{name} and {precisions[-1]}"
+        if low_ms >= high_ms:
+            print(f"routing between {pair} saves no time: {name} is no faster")
+            continue
+        shares = (0.0, *BUDGETS)
+        tokens = [break_even_tokens(high_ms, low_ms, linear["router_ms"], share) for share in shares]
+        told = ", ".join(f"{n:.1f} at K={share:g}" for n, share in zip(tokens, shares, strict=True))
+        print(f"routing between {pair} saves time in steps of more tokens than: {told}")
+
+
+if __name__ == "__main__":
+    run(main)
