@@ -70,7 +70,7 @@ def test_without_room_labels_are_still_placed() -> None:
 
 def policy(name: str, share: float, time_s: float) -> Summary:
     """A policy that solves a share of 20 tasks in some time each."""
-    episodes = [EpisodeResult(f"t{i}", i < 20 * share, time_s + i / 100, 5, 2, 50) for i in range(20)]
+    episodes = [EpisodeResult(f"t{i}", i < 20 * share, time_s + i / 100, (3, 2), 50) for i in range(20)]
     return summarize(name, episodes, 0.1, resamples=50)
 
 
