@@ -148,6 +148,17 @@ def first_tasks(envs: PrecisionRoutingVectorEnv, number: int | None) -> list[str
     return list(envs.task_ids[:number])
 
 
+def settings_of(args: argparse.Namespace) -> dict[str, Any]:
+    """A command line as plain data: paths become texts."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return [plain(item) for item in value]
+        return str(value) if isinstance(value, Path) else value
+
+    return {key: plain(value) for key, value in vars(args).items()}
+
+
 def run(main: Callable[[], object]) -> None:
     """Run a recipe's main: a mistake of the user ends it with the message alone, without a traceback."""
     try:

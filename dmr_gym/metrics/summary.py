@@ -160,6 +160,16 @@ def summarize(
     )
 
 
+def mean_return(
+    episodes: Sequence[EpisodeResult], lambda_: float, resamples: int = 2000, seed: int = 0
+) -> tuple[float, Interval]:
+    """Mean of R = success - lambda * T (Eq. 8) over episodes, and its 95 % interval over tasks."""
+    returns = np.array([e.success - lambda_ * e.time_s for e in episodes], dtype=np.float64)
+    groups = group_index([e.task_id for e in episodes])
+    interval = bootstrap_ratio(returns, np.ones(len(returns)), groups, resamples, np.random.default_rng(seed))
+    return float(returns.mean()), interval
+
+
 @dataclass(frozen=True, slots=True)
 class Difference:
     """One policy against another on the same tasks; each ``_ci`` is a 95 % interval over tasks, drawn in pairs.
