@@ -51,7 +51,16 @@ from dmr_gym.deployment import (
 )
 from dmr_gym.encoders import make_encoder
 from dmr_gym.errors import ConfigError
-from dmr_gym.evaluation import EPISODES_FILE, Arena, Contender, RoutedPoint, random_like, routed, single_precision
+from dmr_gym.evaluation import (
+    BATCHES_FOLDER,
+    EPISODES_FILE,
+    Arena,
+    Contender,
+    RoutedPoint,
+    random_like,
+    routed,
+    single_precision,
+)
 from dmr_gym.figures import draw_accuracy_latency
 from dmr_gym.journal import Journal
 from dmr_gym.latency import price_source
@@ -114,6 +123,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "the budgets and the forced types too",
     )
     add("--batch", type=int, default=32, metavar="N", help="episodes saved together (default: %(default)s)")
+    add(
+        "--batches", type=Path, metavar="DIR", help="folder of saved batches, shared by evaluations (default: in --out)"
+    )
     add("--no-texts", action="store_true", help="leave observations, actions and completions out of episodes.jsonl")
     add(
         "--alternatives",
@@ -193,7 +205,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         arena = Arena(
             envs,
             task_ids,
-            args.out,
+            args.batches or args.out / BATCHES_FOLDER,
             config,
             {"panel": args.panel, **digests},
             batch=args.batch,
@@ -202,7 +214,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             stop=stop,
         )
         play(arena, teams, calibrations, config, args)
-        episodes = arena.write_episodes()
+        episodes = args.out / EPISODES_FILE
+        arena.write_episodes(episodes)
     lambdas = [*args.lambdas, *(team.lambda_ for team in teams if team.lambda_ is not None)]
     policies = read_policies(episodes, len(config.precisions))
     results = tabulate(policies, config.lambda_, args.resamples, lambdas, oracle)

@@ -57,6 +57,13 @@ def add_env_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def env_options(args: argparse.Namespace) -> list[str]:
+    """The options of `add_env_options` as another recipe is to be given them."""
+    given = {"--env": args.env, "--config": args.config, "--num-envs": args.num_envs, "--cache-dir": args.cache_dir}
+    options = [text for name, value in given.items() if value is not None for text in (name, str(value))]
+    return options + [text for setting in args.set for text in ("--set", setting)]
+
+
 def add_router_options(parser: argparse.ArgumentParser) -> None:
     """Add the sizes of a new router, which `router_config` reads."""
     from dmr_gym.router import RouterConfig

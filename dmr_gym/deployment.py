@@ -101,6 +101,17 @@ def add_calibration_options(parser: argparse.ArgumentParser) -> None:
     add("--device", default="cpu", help="torch device of the router (default: %(default)s)")
 
 
+def calibration_options(args: argparse.Namespace) -> list[str]:
+    """The options of `add_calibration_options` as another recipe is to be given them."""
+    options = []
+    for name in ("calibration_panel", "calibration_tasks", "budgets", "steps", "force_high", "resamples", "device"):
+        value = getattr(args, name)
+        if value is not None:
+            values = value if isinstance(value, list) else [value]
+            options += [f"--{name.replace('_', '-')}", *map(str, values)]
+    return options + (["--split-ties"] if args.split_ties else [])
+
+
 def check_calibration_args(args: argparse.Namespace) -> None:
     """Refuse numbers that would end a run only after something was played.
 

@@ -142,12 +142,12 @@ def random_like(contender: Contender, shares: Sequence[float], forced: Sequence[
 
 
 class Arena:
-    """A panel of tasks on which contenders play, and the folder that keeps their episodes.
+    """A panel of tasks on which contenders play, and the folder that keeps their batches.
 
     Args:
         envs: that play; closed by whoever made them.
         task_ids: of their panel.
-        folder: of the run.
+        folder: of the batches; several evaluations may share it.
         config: keywords of the environments.
         digests: plain data on which episodes depend beside the settings: panel, digests of models and of the encoder.
         batch: episodes that are saved together.
@@ -169,7 +169,7 @@ class Arena:
         alternatives: Callable[[Trajectory], list[list[Record]]] | None = None,
         stop: Stop | None = None,
     ) -> None:
-        self.envs, self.task_ids, self.folder, self.batch = envs, list(task_ids), folder, batch
+        self.envs, self.task_ids, self.batch, self._folder = envs, list(task_ids), batch, folder
         self._texts, self._alternatives, self._stop = texts, alternatives, stop
         self._basis = {"format": FORMAT, "env": deciding_settings(config), **digests}
         self._basis |= {"texts": texts, "alternatives": alternatives is not None}
@@ -202,9 +202,8 @@ class Arena:
         shares: list[float] = (counts / counts.sum()).tolist()
         return shares
 
-    def write_episodes(self) -> Path:
-        """Join all batches in the order in which the contenders played; returns the path of the file."""
-        path = self.folder / EPISODES_FILE
+    def write_episodes(self, path: Path) -> None:
+        """Join all batches into one file, in the order in which the contenders played."""
 
         def write(part: Path) -> None:
             with part.open("w", encoding="utf-8") as file:
@@ -214,7 +213,6 @@ class Arena:
                         file.write(json.dumps(line) + "\n")
 
         write_atomically(path, write)
-        return path
 
     def _records(self, contender: Contender) -> Iterator[Record]:
         for path in next(paths for played, paths in self._played if played is contender):
@@ -240,4 +238,4 @@ class Arena:
 
     def _path(self, identity: Mapping[str, Any], seed: int, tasks: Sequence[str]) -> Path:
         name = content_address([self._basis, dict(identity), seed, list(tasks)])
-        return self.folder / BATCHES_FOLDER / f"{name}.jsonl"
+        return self._folder / f"{name}.jsonl"
