@@ -194,11 +194,16 @@ class Arena:
         self._played.append((contender, paths))
 
     def shares(self, contender: Contender) -> list[float]:
-        """Share of each of P precisions among the decisions that a contender's routers made."""
+        """Share of each of P precisions among the decisions that a contender's routers made.
+
+        Where they made none, because every step was forced, all goes to the highest.
+        """
         counts = np.zeros(len(self.envs.precisions))
         for record in self._records(contender):
             decided = [step["precision"] for step in record["steps"] if step["router_called"]]
             counts += np.bincount(decided, minlength=len(counts))
+        if not counts.any():
+            counts[-1] = 1
         shares: list[float] = (counts / counts.sum()).tolist()
         return shares
 

@@ -12,7 +12,7 @@ import dmr_gym.evaluation
 from dmr_gym.errors import ConfigError
 from dmr_gym.kl_dataset import KLDataset
 from dmr_gym.router import PrecisionRouter
-from tests.recipes import TINY, TOY, load_recipe, one_thread, write_critical
+from tests.recipes import TINY, TOY, load_recipe, no_picture, one_thread, write_critical
 
 __all__ = ["one_thread"]  # a fixture for all tests here
 
@@ -24,6 +24,12 @@ SMALL = ["--tasks", "6", "--calibration-tasks", "4", "--budgets", "0.2", "0.6", 
 def recipe() -> ModuleType:
     """The recipe as a module."""
     return load_recipe("ablate")
+
+
+@pytest.fixture(autouse=True)
+def quick(recipe: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The evaluations within draw no picture."""
+    monkeypatch.setattr(recipe.evaluate, "draw_accuracy_latency", no_picture)
 
 
 @pytest.fixture(scope="module")

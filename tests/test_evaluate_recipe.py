@@ -13,7 +13,7 @@ import pytest
 import dmr_gym.evaluation
 from dmr_gym.errors import ConfigError
 from dmr_gym.tasks.toy import best_actions
-from tests.recipes import TINY, TOY, Runs, kill_often, load_recipe, one_thread, write_critical
+from tests.recipes import TINY, TOY, Runs, kill_often, load_recipe, no_picture, one_thread, write_critical
 from tests.toy_env import play, toy_env
 
 __all__ = ["one_thread"]  # a fixture for all tests here
@@ -46,6 +46,12 @@ def evaluated(recipe: ModuleType, routers: list[str], tmp_path_factory: pytest.T
     out = tmp_path_factory.mktemp("evaluation")
     recipe.main(["--router", routers[0], "--out", str(out), *SMALL])
     return out
+
+
+@pytest.fixture(autouse=True)
+def quick(recipe: ModuleType, evaluated: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the evaluation that all tests share draws its picture."""
+    monkeypatch.setattr(recipe, "draw_accuracy_latency", no_picture)
 
 
 def read(out: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -15,7 +15,7 @@ import torch
 from dmr_gym.kl_dataset import KLDataset, read_settings
 from dmr_gym.router import PrecisionRouter, RouterConfig
 from dmr_gym.tasks.toy import make_signs
-from tests.recipes import TINY, load_recipe, one_thread
+from tests.recipes import TINY, load_recipe, no_picture, one_thread
 
 __all__ = ["one_thread"]  # a fixture for all tests here
 
@@ -40,6 +40,12 @@ kind = "scripted"
 policy = "hash"
 """
 """Two precisions without weights that say one thing or another."""
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Recipes that are loaded from here on draw no picture of an evaluation."""
+    monkeypatch.setattr("dmr_gym.figures.draw_accuracy_latency", no_picture)
 
 
 def world(folder: Path, names: list[str]) -> list[str]:

@@ -84,8 +84,8 @@ def test_the_kl_of_alternatives_is_that_of_the_labels(envs: PrecisionRoutingVect
     assert all(high["kl"] is None for _, high in found)
 
 
-def test_alternatives_follow_the_states_that_were_visited(envs: PrecisionRoutingVectorEnv) -> None:
-    """Low precision's own episode: at its second visit of the first sign the high one still knows the way."""
+def test_alternatives_follow_the_states_that_were_visited(envs: PrecisionRoutingVectorEnv, solved: Trajectory) -> None:
+    """Low precision's own episode: the high one always knows the way, and KL is along what that one says."""
     [lost] = rollout(envs, FixedPrecision(0), [TASK], keep_turns=True)
     found = step_alternatives(lost, make_task("toy", panel="train"), envs.backend)
     signs = make_signs(TASK, 8)
@@ -93,6 +93,10 @@ def test_alternatives_follow_the_states_that_were_visited(envs: PrecisionRouting
     for low, high in found:
         assert high["action"] == f"go {signs[place].way}"
         place = place + 1 if low["action"] == high["action"] else 0
+    # Up to the first fallen sign, and there, both precisions have seen the same.
+    shared = [sign.fallen for sign in signs].index(True) + 1
+    expected = label_trajectory(solved, envs.backend).kl_action[:shared, 0]
+    assert [low["kl"] for low, _ in found[:shared]] == pytest.approx(expected.tolist())
 
 
 def test_an_infinite_kl_is_written_as_a_number(
