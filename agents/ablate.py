@@ -132,7 +132,7 @@ def depth(args: argparse.Namespace, rest: list[str]) -> None:
         raise ConfigError(f"--depths must differ from each other, got {args.depths}")
     variants = sweep(args, rest, {str(n): ["--n-layers", str(n)] for n in args.depths})
     write_atomically(args.out / PICTURE, lambda part: draw_depths(variants, part))
-    finish(args.out, "Router depth", [depth_table(variants, where(args))])
+    finish(args.out, depth_table(variants, where(args)))
 
 
 def threshold(args: argparse.Namespace, rest: list[str]) -> None:
@@ -148,7 +148,7 @@ def threshold(args: argparse.Namespace, rest: list[str]) -> None:
     variants = sweep(args, rest, options)
     lower = read_settings(args.data / "kl.safetensors")["env"]["precisions"][:-1]
     write_atomically(args.out / PICTURE, lambda part: draw_budgets(variants, part, kls, lower))
-    finish(args.out, "Threshold on KL", [threshold_table(variants, where(args))])
+    finish(args.out, threshold_table(variants, where(args)))
 
 
 def tokens(args: argparse.Namespace, rest: list[str]) -> None:
@@ -159,7 +159,7 @@ def tokens(args: argparse.Namespace, rest: list[str]) -> None:
     action, everything = sweep(args, rest, options, by_steps=True)
     differences = paired(args, action, everything)
     write_atomically(args.out / PICTURE, lambda part: draw_budgets([action, everything], part))
-    finish(args.out, "Action-only against all tokens", [tokens_table(action, everything, differences, where(args))])
+    finish(args.out, tokens_table(action, everything, differences, where(args)))
 
 
 def step_types(args: argparse.Namespace, rest: list[str]) -> None:
@@ -176,7 +176,7 @@ def step_types(args: argparse.Namespace, rest: list[str]) -> None:
     pairs = [(f"{n} {low}", data, i) for n, (data, lower) in cells.items() for i, low in enumerate(lower)]
     parts = {name: kl_by_type(dataset, index) for name, dataset, index in pairs}
     write_atomically(args.out / PICTURE, lambda part: draw_kl_types(parts, part))
-    finish(args.out, "KL by type of step", [step_type_table(cells)])
+    finish(args.out, step_type_table(cells))
 
 
 def shift(args: argparse.Namespace, rest: list[str]) -> None:
@@ -185,7 +185,7 @@ def shift(args: argparse.Namespace, rest: list[str]) -> None:
         raise ConfigError("the shift is between two pools: give --data, what the router was trained on")
     calibrate.main(["--out", str(args.out), *rest])
     record = json.loads((args.out / THRESHOLDS_FILE).read_text(encoding="utf-8"))
-    finish(args.out, "Calibration shift", [shift_table(record)], calibrate.PICTURE)
+    finish(args.out, shift_table(record), calibrate.PICTURE)
 
 
 def advantages(args: argparse.Namespace, rest: list[str]) -> None:
@@ -196,7 +196,7 @@ def advantages(args: argparse.Namespace, rest: list[str]) -> None:
     record = json.loads((args.out / "results.json").read_text(encoding="utf-8"))
     settings = record["settings"]
     gaps = advantage_gaps(args.out / EPISODES_FILE, settings["lambdas"], settings["resamples"])
-    finish(args.out, "Advantages", [advantage_table(record["results"], gaps, settings["seeds"])], "returns.png")
+    finish(args.out, advantage_table(record["results"], gaps, settings["seeds"]), "returns.png")
 
 
 def sweep(
@@ -271,11 +271,10 @@ def where(args: argparse.Namespace) -> str:
     return f"{chosen_env(args)[0]}, panel {args.panel}"
 
 
-def finish(out: Path, heading: str, tables: Sequence[Table], picture: str = PICTURE) -> None:
-    """Write and print the tables, and say where everything lies."""
-    path = write_tables(out, tables, heading)
-    for table in tables:
-        table.show()
+def finish(out: Path, table: Table, picture: str = PICTURE) -> None:
+    """Write and print the table, and say where everything lies."""
+    path = write_tables(out, [table])
+    table.show()
     print(f"picture: {out / picture}\ntables: {path}")
 
 

@@ -59,8 +59,10 @@ def draw_budgets(
         _kls(panels[0], variants, kls, lower)
     budgets = [row["budget"] for row in variants[0].budgets]
     for index, variant in enumerate(variants):
-        _line(panels[-2], budgets, variant.budgets, variant.name, COLORS[index % len(COLORS)])
-        _time(panels[-1], budgets, variant.budgets, variant.name, COLORS[index % len(COLORS)])
+        # Side by side, so that equal ones do not hide each other.
+        places = np.array(budgets) + 0.008 * (index - (len(variants) - 1) / 2)
+        _line(panels[-2], places, variant.budgets, variant.name, COLORS[index % len(COLORS)])
+        _time(panels[-1], places, variant.budgets, variant.name, COLORS[index % len(COLORS)])
     for axes in panels[-2:]:
         axes.set(xlabel="budget K", xticks=budgets)
     _finish(plt, figure, panels[-2:], variants, path)
@@ -142,7 +144,7 @@ def _finish(plt: Any, figure: Any, panels: Sequence[Any], variants: Sequence[Var
         if row["time_success_s"] is not None:
             panels[1].axhline(row["time_success_s"], **style)
     panels[0].set_ylabel("tasks solved (%)")
-    panels[1].set_ylabel("mean time of solved episodes (modelled s)")
+    panels[1].set_ylabel("EP time of solved episodes (s)")
     for axes in panels:
         _tidy(axes)
     panels[0].legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)

@@ -60,9 +60,10 @@ class Table:
             console.print(Text(note))
 
 
-def write_tables(folder: Path, tables: Sequence[Table], heading: str) -> Path:
-    """Write tables one below the other into ``tables.md``; returns its path."""
-    text = f"# {heading}\n\n" + "\n".join(table.markdown() for table in tables)
+def write_tables(folder: Path, tables: Sequence[Table], heading: str | None = None) -> Path:
+    """Write tables one below the other into ``tables.md``, below a heading where there is one; returns its path."""
+    text = f"# {heading}\n\n" if heading else ""
+    text += "\n".join(table.markdown() for table in tables)
     path = folder / TABLES_FILE
     write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
     return path

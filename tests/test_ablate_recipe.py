@@ -137,6 +137,25 @@ def test_advantages_are_compared(recipe: ModuleType, router: str, tmp_path: Path
     assert (tmp_path / "returns.png").is_file()
 
 
+def test_the_gap_of_advantages_is_paired_by_seed_and_task(recipe: ModuleType, tmp_path: Path) -> None:
+    """At λ = 0.1: seed 0 gains 1 on task a, seed 1 loses 0.1 s on b; the mean of four is (1 + 0 + 0 - 0.1) / 4."""
+    ends = {
+        "mean": [(True, 1), (True, 2), (True, 1), (True, 3)],
+        "group_std": [(False, 1), (True, 2), (True, 1), (True, 2)],
+    }
+    keys = [(0, "a"), (0, "b"), (1, "a"), (1, "b")]
+    lines = [
+        {"kind": f"grpo {way} 0.1", "seed": seed, "task_id": task, "success": success, "time_s": seconds}
+        for way, episodes in ends.items()
+        for (seed, task), (success, seconds) in zip(keys, episodes, strict=True)
+    ]
+    lines.append({"kind": "high", "seed": 0, "task_id": "a", "success": True, "time_s": 9.0})
+    (tmp_path / "episodes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    [(gap, interval)] = recipe.advantage_gaps(tmp_path / "episodes.jsonl", [0.1], 200).values()
+    assert gap == pytest.approx(0.9 / 4)
+    assert (interval.low, interval.high) == pytest.approx((-0.1, 1.0))
+
+
 @pytest.mark.parametrize(
     ("command", "message"),
     [

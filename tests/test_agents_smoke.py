@@ -212,7 +212,7 @@ def test_the_demo_runs_all_three_stages(root_folder, tmp_path):
         f"tensorboard --logdir {tmp_path / 'toy' / 'kl-st' / 'tensorboard'}",
     ]
     ends = [done.stdout.rindex(path) for path in paths]
-    assert done.stdout.rindex("paired differences") < ends[0] < ends[1] < ends[2]
+    assert done.stdout.rindex("Paired differences") < ends[0] < ends[1] < ends[2]
 
 
 @pytest.mark.parametrize("recipe", ["collect_kl", "train_kl_st", "calibrate", "evaluate"])
