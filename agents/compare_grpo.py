@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import train_grpo
 
-from dmr_gym.command_line import add_env_options, chosen_env, first_tasks, make_envs, recipe_parser, run
+from dmr_gym.command_line import add_env_options, chosen_env, env_options, first_tasks, make_envs, recipe_parser, run
 from dmr_gym.config import EnvConfig
 from dmr_gym.deployment import (
     DEFAULT_TAU,
@@ -152,11 +152,8 @@ def train(
     folder = run_folder(args, advantages, lambda_, seed)
     print(f"\n{folder.name}", flush=True)
     command: list[object] = ["--router", args.router, "--out", folder, "--advantages", advantages, "--seed", seed]
-    command += ["--num-envs", args.num_envs, "--cache-dir", config.cache_dir, "--device", args.device]
-    command += [
-        option for name in ("env", "config") if getattr(args, name) for option in (f"--{name}", getattr(args, name))
-    ]
-    command += [option for setting in [*args.set, f"lambda_={lambda_}"] for option in ("--set", setting)]
+    command += [*env_options(args), "--cache-dir", config.cache_dir, "--device", args.device]
+    command += ["--set", f"lambda_={lambda_}"]
     command += ["--resume"] if (folder / "args.json").is_file() else []
     train_grpo.main([*map(str, command), *rest])
 

@@ -46,7 +46,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--epochs", type=int, default=16, metavar="N", help="most epochs of training (default: %(default)s)")
     add("--n-layers", type=int, default=8, metavar="N", help="Transformer blocks of the router (default: %(default)s)")
-    add("--random-seeds", type=int, default=2, metavar="N", help="runs of each random policy (default: %(default)s)")
+    add("--seeds", type=int, default=2, metavar="N", help="runs of each random policy (default: %(default)s)")
     return parser.parse_args(argv)
 
 
@@ -75,7 +75,7 @@ def play(world: str, args: argparse.Namespace) -> None:
     if args.config is not None:
         options += ["--config", args.config]
     tasks: list[object] = ["--tasks", args.evaluation_tasks, "--calibration-tasks", args.evaluation_tasks]
-    tasks += ["--random-seeds", args.random_seeds]
+    tasks += ["--seeds", args.seeds]
     run("collect_kl.py", "--out", kl, "--tasks", args.tasks, *options)
     run("train_kl_st.py", "--data", kl, "--out", trained, "--epochs", args.epochs, "--n-layers", args.n_layers)
     run("evaluate.py", "--router", trained / "router", "--out", evaluated, *tasks, *options)

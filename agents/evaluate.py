@@ -1,73 +1,90 @@
-"""Evaluate a router against single precisions and random routing: the paper's Table 1 and Figure 4 for one model.
+"""Evaluate routers by the paper's protocol: Table 1, Figure 4, and the selection of section 5.3, for one model.
 
-Policies: always high, always low, the router at each budget K (threshold of Eq. 7 from a calibration panel), the router
-at its default threshold 0.5, and, for each of these, random routing with the same share of each precision. Paired
-bootstrap differences over tasks set the router against random routing and against always high.
+Policies: each precision alone; the router of ``--router`` at each budget K (threshold of Eq. 7 from a calibration
+panel) and at its default threshold 0.5; routers trained at some λ (``--grpo``, ``--ppo``), which take the likeliest
+precision; and, for each of these, random routing with the same share of each precision.
 
 How this differs from the paper:
 
 1. Episode time is reported over solved episodes, as there, and over all episodes: the first flatters a policy that
    solves only what is quick.
-2. Each number has a 95 % bootstrap interval over tasks.
-3. Time is modelled, Eq. 9 with the environment's coefficients, or whatever ``latency`` of the environment says; router
+2. Each number has a 95 % bootstrap interval over tasks; policies are compared task by task.
+3. Seeds are runs with a router of their own, or with draws of their own. One router under greedy decoding has neither:
+   every seed would be the same, and it is played once.
+4. Time is modelled, Eq. 9 with the environment's coefficients, or whatever ``latency`` of the environment says; router
    time counts only where a router decides.
-4. The calibration scores come from one run at the default threshold 0.5, as there; tied scores can make the share of
-   high-precision steps exceed K, so the realised shares are reported. ``--thresholds`` reads what agents/calibrate.py
-   found instead.
-5. In WebShop the paper sends every search to the highest precision. Here that is so for routers trained on click steps
+5. Tied scores can make the share of high-precision steps exceed K, so the realised shares are reported.
+6. In WebShop the paper sends every search to the highest precision. Here that is so for routers trained on click steps
    alone, or with ``--force-high search``; random routing then decides at the same steps as the router.
 
     python agents/evaluate.py --router runs/kl-st/router --out runs/eval --tasks 60 --calibration-tasks 60
-    python agents/evaluate.py --router runs/kl-st/router --out runs/eval --thresholds runs/calibration/thresholds.json
+    python agents/evaluate.py --router runs/kl-st-0/router runs/kl-st-1/router runs/kl-st-2/router --out runs/eval \
+        --grpo 0.05 runs/grpo-0.05/router --grpo 0.1 runs/grpo-0.1/router --grpo 0.2 runs/grpo-0.2/router
 
-``--out`` then holds results.json, episodes.jsonl (one line an episode), and accuracy_latency.png.
+``--out`` then holds episodes.jsonl (one line an episode, with its steps), from which results.json, tables.md and
+accuracy_latency.png are drawn, and journal.jsonl, with versions and digests of each run. Started again after it was
+stopped or killed, or with more policies or tasks, it plays only what is missing.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from dmr_gym import trained_on
-from dmr_gym.command_line import add_env_options, chosen_env, first_tasks, make_envs, recipe_parser, run
+from dmr_gym.command_line import add_env_options, chosen_env, first_tasks, make_envs, recipe_parser, run, settings_of
+from dmr_gym.config import EnvConfig
 from dmr_gym.deployment import (
     DEFAULT_TAU,
     Calibration,
     add_calibration_options,
     budget_text,
-    calibrate,
+    calibrate_once,
     check_calibration_args,
     check_router,
     forced_types,
-    forcing,
     read_calibration,
 )
+from dmr_gym.encoders import make_encoder
 from dmr_gym.errors import ConfigError
+from dmr_gym.evaluation import (
+    BATCHES_FOLDER,
+    EPISODES_FILE,
+    Arena,
+    Contender,
+    RoutedPoint,
+    random_like,
+    routed,
+    single_precision,
+)
 from dmr_gym.figures import draw_accuracy_latency
+from dmr_gym.journal import Journal
 from dmr_gym.latency import PriceSource, price_source
-from dmr_gym.metrics import Difference, Summary, paired_difference, summarize
-from dmr_gym.policies import FixedPrecision, Policy, RandomPolicy, RouterPolicy
-from dmr_gym.rollout import Trajectory, rollout
+from dmr_gym.records import read_policies, step_alternatives
+from dmr_gym.result_tables import result_tables
+from dmr_gym.results import ROUTED, Results, oracle_points, read_oracle, tabulate
 from dmr_gym.router import PrecisionRouter
-from dmr_gym.runs import provenance, write_atomically, write_json
-from dmr_gym.vector import PrecisionRoutingVectorEnv
+from dmr_gym.runs import file_digest, provenance, write_atomically, write_json
+from dmr_gym.tables import write_tables
+from dmr_gym.tasks import make_task
+from dmr_gym.training import stop_on_signal
+from dmr_gym.types import SamplingParams
 
-Played = dict[tuple[str, str], list[Trajectory]]
-"""Episodes by kind and name of the policy that played them."""
+PICTURE = "accuracy_latency.png"
 
 
 @dataclass(frozen=True)
-class Row:
-    """One line of the result table: its kind ("high", "low", "router", "random") decides how it is drawn."""
+class Team:
+    """Routers that count as one policy, one or one a seed: of ``--router``, or trained at a λ."""
 
     kind: str
-    summary: Summary
+    routers: tuple[PrecisionRouter, ...]
+    lambda_: float | None = None
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -77,233 +94,250 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--router",
         type=Path,
+        nargs="+",
         required=True,
         metavar="DIR",
-        help="folder that agents/train_kl_st.py wrote router files to",
+        help="router/ folder of a training, to be run at each budget; or one a seed",
     )
+    for name in ROUTED[1:]:
+        add(
+            f"--{name}",
+            nargs="+",
+            action="append",
+            default=[],
+            metavar=("LAMBDA", "DIR"),
+            help=f"λ and the router/ folder of agents/train_{name}.py, or one folder a seed; may be repeated",
+        )
     add("--out", type=Path, required=True, metavar="DIR", help="folder for everything this run writes")
     add("--panel", default="test", help="panel to report (default: %(default)s)")
     add("--tasks", type=int, metavar="N", help="first N tasks of that panel (default: all)")
-    add("--random-seeds", type=int, default=3, metavar="N", help="runs of each random policy (default: %(default)s)")
+    add("--seeds", type=int, default=3, metavar="N", help="runs of each policy with chance (default: %(default)s)")
+    add("--no-random", action="store_true", help="leave random routing out")
+    add("--lambdas", type=float, nargs="+", default=[], metavar="X", help="further λ to compare returns at")
+    add("--oracle", type=Path, metavar="FILE", help="best return of each task by λ, for the gap to it")
     add(
         "--thresholds",
         type=Path,
+        nargs="+",
         metavar="FILE",
-        help="thresholds.json of agents/calibrate.py, in place of playing the calibration panel; it says the budgets "
-        "and the forced types too",
+        help="thresholds.json of agents/calibrate.py, one a router, in place of playing the calibration panel; it says "
+        "the budgets and the forced types too",
+    )
+    add("--batch", type=int, default=32, metavar="N", help="episodes saved together (default: %(default)s)")
+    add(
+        "--batches", type=Path, metavar="DIR", help="folder of saved batches, shared by evaluations (default: in --out)"
+    )
+    add("--no-texts", action="store_true", help="leave observations, actions and completions out of episodes.jsonl")
+    add(
+        "--alternatives",
+        action="store_true",
+        help="record what every precision would have done at each step, and its KL; costs LLM calls",
     )
     add_calibration_options(parser)
     add_env_options(parser)
     args = parser.parse_args(argv)
     check_calibration_args(args)
-    if args.thresholds is not None and (args.split_ties or args.calibration_tasks is not None):
-        raise ConfigError("--split-ties and --calibration-tasks have no effect with --thresholds: leave them out")
-    if args.random_seeds < 0:
-        raise ConfigError(f"--random-seeds must be at least 0, got {args.random_seeds}")
+    check_args(args)
     return args
 
 
+def check_args(args: argparse.Namespace) -> None:
+    """Refuse what would end the run only after something was played."""
+    if args.thresholds is not None and (args.split_ties or args.calibration_tasks is not None):
+        raise ConfigError("--split-ties and --calibration-tasks have no effect with --thresholds: leave them out")
+    if args.thresholds is not None and len(args.thresholds) != len(args.router):
+        raise ConfigError(f"--thresholds needs one file a router: {len(args.thresholds)} for {len(args.router)}")
+    for name in ("seeds", "batch"):
+        if getattr(args, name) < 1:
+            raise ConfigError(f"--{name} must be at least 1, got {getattr(args, name)}")
+    if args.alternatives and args.no_texts:
+        raise ConfigError("--alternatives are texts: leave --no-texts out")
+    if not all(0 <= lambda_ < float("inf") for lambda_ in args.lambdas):
+        raise ConfigError(f"--lambdas must be finite numbers of at least 0, got {args.lambdas}")
+    for name in ROUTED[1:]:
+        found = [trained_at(name, values)[0] for values in getattr(args, name)]
+        if len(set(found)) < len(found):
+            raise ConfigError(f"--{name} names a λ twice: give the folders of its seeds behind one")
+    for folders in [args.router, *(values[1:] for name in ROUTED[1:] for values in getattr(args, name))]:
+        if len(folders) not in (1, args.seeds):
+            raise ConfigError(f"a policy has one router or one for each of {args.seeds} --seeds, got {len(folders)}")
+
+
+def trained_at(name: str, values: Sequence[str]) -> tuple[float, list[Path]]:
+    """λ and folders of one ``--grpo`` or ``--ppo``."""
+    try:
+        lambda_ = float(values[0])
+    except ValueError:
+        lambda_ = -1.0
+    if not 0 <= lambda_ < float("inf") or len(values) < 2:
+        raise ConfigError(f"--{name} takes λ and a folder or more, such as --{name} 0.1 DIR, got {' '.join(values)}")
+    return lambda_, [Path(value) for value in values[1:]]
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    """Calibrate, play every policy, and write the table and the picture."""
+    """Calibrate, play every policy, and write what was found."""
     args = parse_args(argv)
+    journal = Journal(args.out)
     env_id, config = chosen_env(args, args.out / "cache")
-    router = PrecisionRouter.load(args.router, args.device)
-    check_router(router, config)
-    envs = make_envs(config, args.panel, args.num_envs)
-    task_ids = first_tasks(envs, args.tasks)
-    models = {name: envs.backend.digest(name) for name in envs.precisions}
-    here = trained_on.environment_record(env_id, args.panel, config, models)
-    for warning in trained_on.check(router.trained_on, here, config.max_steps):
+    oracle = None if args.oracle is None else read_oracle(args.oracle)
+    teams = load_teams(args, config)
+    with (
+        closing(make_envs(config, args.panel, args.num_envs)) as envs,
+        stop_on_signal("batch", "the same command") as stop,
+    ):
+        task_ids = first_tasks(envs, args.tasks)
+        models = {name: envs.backend.digest(name) for name in envs.precisions}
+        check_training(teams, trained_on.environment_record(env_id, args.panel, config, models), config)
+        digests = {"models": models, "encoder": make_encoder(config.encoder).digest}
+        calibrations = [calibration_of(i, router, config, args, digests) for i, router in enumerate(teams[0].routers)]
+        check_calibrations(calibrations)
+        stop.leave("the calibration")
+        entry = {
+            "settings": settings_of(args),
+            "env_id": env_id,
+            "env": asdict(config),
+            "precisions": list(config.precisions),
+            "latency": asdict(price_source(config.latency, config.precisions)),
+            **digests,
+            "routers": [describe(team) for team in teams],
+            "calibrations": [asdict(calibration) for calibration in calibrations],
+        }
+        warn(journal.start(entry))
+        arena = Arena(
+            envs,
+            task_ids,
+            args.batches or args.out / BATCHES_FOLDER,
+            config,
+            {"panel": args.panel, **digests},
+            batch=args.batch,
+            texts=not args.no_texts,
+            alternatives=alternatives(envs, config, args.panel) if args.alternatives else None,
+            stop=stop,
+        )
+        play(arena, teams, calibrations, config, args)
+        episodes = args.out / EPISODES_FILE
+        arena.write_episodes(episodes)
+    lambdas = [*args.lambdas, *(team.lambda_ for team in teams if team.lambda_ is not None)]
+    policies = read_policies(episodes, len(config.precisions))
+    results = tabulate(policies, config.lambda_, args.resamples, lambdas, oracle)
+    write_json(args.out / "results.json", {**entry, **results.data, **provenance()})
+    show(results, args, entry, oracle)
+    made = {name: file_digest(args.out / name) for name in (episodes.name, "results.json")}
+    journal.end({"episodes_played": arena.new_episodes, "sha256": made})
+
+
+def load_teams(args: argparse.Namespace, config: EnvConfig) -> list[Team]:
+    """Load every router, that of ``--router`` first."""
+    named: list[tuple[str, float | None, list[Path]]] = [("router", None, args.router)]
+    named += [(kind, *trained_at(kind, values)) for kind in ROUTED[1:] for values in getattr(args, kind)]
+    teams = []
+    for kind, lambda_, folders in named:
+        routers = tuple(PrecisionRouter.load(folder, args.device) for folder in folders)
+        for router in routers:
+            check_router(router, config)
+        teams.append(Team(kind, routers, lambda_))
+    return teams
+
+
+def check_training(teams: Sequence[Team], here: dict[str, Any], config: EnvConfig) -> None:
+    """Print how the environment differs from those that the routers were trained in."""
+    found = [trained_on.check(router.trained_on, here, config.max_steps) for team in teams for router in team.routers]
+    warn(list(dict.fromkeys(warning for warnings in found for warning in warnings)))
+
+
+def warn(warnings: Sequence[str]) -> None:
+    """Print what does not stop an evaluation but should be known."""
+    for warning in warnings:
         print(f"warning: {warning}")
-    prices = price_source(config.latency, config.precisions)
-    if args.thresholds is not None:
-        calibration = read_calibration(args.thresholds, router, args.budgets, args.force_high)
-        forced_types(calibration.forced, router)
-        if calibration.models != models:
-            print(f"warning: {args.thresholds} was made with other models of the same precisions")
-    else:
-        calibration, _ = calibrate(router, config, args, forced_types(args.force_high, router))
 
-    played = play(envs, router, calibration, task_ids, args)
-    high = len(envs.precisions) - 1
-    rows = tabulate(played, high, config.lambda_, args.resamples)
-    differences = compare(played, high, config.lambda_, args.resamples)
-    envs.close()
 
-    write_atomically(args.out / "episodes.jsonl", lambda part: part.write_text(episode_lines(played), encoding="utf-8"))
-    record = {
-        "settings": {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()},
-        "env_id": env_id,
-        "env": asdict(config),
-        "latency": asdict(prices),
-        "models": models,
-        "router_digest": router.digest(),
-        "router_trained_on": router.trained_on,
-        "calibration": calibration.scores,
-        "forced_high": calibration.forced,
-        "thresholds": [asdict(threshold) for threshold in calibration.thresholds],
-        "results": [{"kind": row.kind, **asdict(row.summary)} for row in rows],
-        "differences": [asdict(difference) for difference in differences],
-        **provenance(),
-    }
-    write_json(args.out / "results.json", record)
-    picture = args.out / "accuracy_latency.png"
-    policies = [(row.kind, row.summary) for row in rows]
-    write_atomically(picture, lambda part: draw_accuracy_latency(policies, prices.title, part))
-    show(rows, differences, prices)
-    print(f"picture: {picture}\nnumbers: {args.out / 'results.json'} and {args.out / 'episodes.jsonl'}")
+def calibration_of(
+    index: int, router: PrecisionRouter, config: EnvConfig, args: argparse.Namespace, digests: dict[str, Any]
+) -> Calibration:
+    """The thresholds of a router: from a file, from an earlier run, or from playing the calibration panel."""
+    if args.thresholds is None:
+        forced = forced_types(args.force_high, router)
+        return calibrate_once(args.out / "calibrations", router, config, args, forced, digests)
+    path = args.thresholds[index]
+    calibration = read_calibration(path, router, args.budgets, args.force_high)
+    forced_types(calibration.forced, router)
+    if calibration.models != digests["models"]:
+        warn([f"{path} was made with other models of the same precisions"])
+    return calibration
+
+
+def check_calibrations(calibrations: Sequence[Calibration]) -> None:
+    """Refuse routers that cannot count as one policy."""
+    if len({(c.forced, tuple(t.budget for t in c.thresholds)) for c in calibrations}) > 1:
+        raise ConfigError("the routers of --router differ in their budgets or forced steps: evaluate them one by one")
+
+
+def describe(team: Team) -> dict[str, Any]:
+    """What the record says of routers."""
+    each = [{"digest": router.digest(), "trained_on": router.trained_on} for router in team.routers]
+    return {"kind": team.kind, "lambda": team.lambda_, "seeds": each}
+
+
+def alternatives(envs: Any, config: EnvConfig, panel: str) -> Any:
+    """What says what else could have been done in an episode, in a world of its own."""
+    task = make_task(config.task, **{**config.task_kwargs, "panel": panel})
+    return partial(step_alternatives, task=task, backend=envs.backend)
 
 
 def play(
-    envs: PrecisionRoutingVectorEnv,
-    router: PrecisionRouter,
-    calibration: Calibration,
-    task_ids: Sequence[str],
+    arena: Arena,
+    teams: Sequence[Team],
+    calibrations: Sequence[Calibration],
+    config: EnvConfig,
     args: argparse.Namespace,
-) -> Played:
-    """Run every policy on the same tasks; keys are (kind, name)."""
-    high = len(envs.precisions) - 1
-
-    def run_policy(name: str, policy: Policy) -> list[Trajectory]:
-        return rollout(envs, policy, task_ids, progress=name)
-
-    played = {
-        ("high", f"always {envs.precisions[-1]}"): run_policy(f"always {envs.precisions[-1]}", FixedPrecision(high)),
-        ("low", f"always {envs.precisions[0]}"): run_policy(f"always {envs.precisions[0]}", FixedPrecision(0)),
-    }
-    forced = calibration.forced
-    points = {f"K={budget_text(t.budget)}": (t.value, t.tie_probability) for t in calibration.thresholds}
-    for label, (tau, tie_probability) in (points | {"p≥0.5": (DEFAULT_TAU, 1.0)}).items():
-        policy = RouterPolicy(router, tau=tau, tie_probability=tie_probability)
-        routed = run_policy(f"router {label}", forcing(policy, high, forced))
-        actions = np.concatenate([t.actions[t.router_called] for t in routed])
-        shares = (np.bincount(actions, minlength=high + 1) / len(actions)).tolist()
-        played["router", f"router {label}"] = routed
-        drawn: list[Trajectory] = []
-        for seed in range(args.random_seeds):
-            random = forcing(RandomPolicy(shares, len(envs.precisions), seed), high, forced)
-            runs = run_policy(f"random {label}, seed {seed}", random)
-            # Seeds repeat a task, so they are told apart as repeats and stay one group of the bootstrap.
-            drawn += [replace(t, key=t.key._replace(repeat=seed)) for t in runs]
-        if drawn:
-            played["random", f"random {label}"] = drawn
-    return played
+) -> None:
+    """Let every policy play the panel: single precisions, then each router with random routing behind it."""
+    greedy = SamplingParams(**config.sampling).temperature == 0
+    high = len(config.precisions) - 1
+    for index in (high, *range(high)):
+        arena.play(single_precision(index, config.precisions, 1 if greedy else args.seeds))
+    for contender, forced in contenders(teams, calibrations, args.seeds, greedy):
+        arena.play(contender)
+        if not args.no_random:
+            arena.play(random_like(contender, arena.shares(contender), forced, args.seeds))
 
 
-def tabulate(played: dict[tuple[str, str], list[Trajectory]], high: int, lambda_: float, resamples: int) -> list[Row]:
-    """Summarize every policy, speedups against always high."""
-    rows: list[Row] = []
-    for (kind, name), trajectories in played.items():
-        reference = rows[0].summary if rows else None
-        results = [trajectory.result(high) for trajectory in trajectories]
-        rows.append(Row(kind, summarize(name, results, lambda_, reference, resamples)))
-    rows[0] = replace(rows[0], summary=replace(rows[0].summary, speedup_success=1.0, speedup_all=1.0))
-    return rows
+def contenders(
+    teams: Sequence[Team], calibrations: Sequence[Calibration], seeds: int, greedy: bool
+) -> list[tuple[Contender, tuple[str, ...]]]:
+    """Every routed policy, and the types of steps that it is not asked at."""
+    [first, *trained], forced = teams, calibrations[0].forced
+    found = []
+    for number, threshold in enumerate(calibrations[0].thresholds):
+        points = [
+            RoutedPoint(router, c.thresholds[number].value, c.thresholds[number].tie_probability, c.forced)
+            for router, c in zip(first.routers, calibrations, strict=True)
+        ]
+        budget = threshold.budget
+        found.append(routed(f"router K={budget_text(budget)}", "router", points, seeds, greedy, budget=budget))
+    points = [RoutedPoint(router, DEFAULT_TAU, 1.0, forced) for router in first.routers]
+    found.append(routed(f"router p≥{DEFAULT_TAU:g}", "router", points, seeds, greedy))
+    pairs = [(contender, forced) for contender in found]
+    for team in trained:
+        points = [RoutedPoint(router) for router in team.routers]
+        name = f"{team.kind.upper()} λ={team.lambda_:g}"
+        pairs.append((routed(name, team.kind, points, seeds, greedy, lambda_=team.lambda_), ()))
+    return pairs
 
 
-def compare(played: Played, high: int, lambda_: float, resamples: int) -> list[Difference]:
-    """Each router minus random routing with the same shares, and minus always high, task by task."""
-    results = {name: [trajectory.result(high) for trajectory in episodes] for (_, name), episodes in played.items()}
-    always_high = next(name for kind, name in played if kind == "high")
-    differences = []
-    for kind, name in played:
-        if kind == "router":
-            others = [name.replace("router", "random", 1), always_high]
-            pairs = [(name, results[name], other, results[other]) for other in others if other in results]
-            differences += [paired_difference(*pair, lambda_, resamples) for pair in pairs]
-    return differences
-
-
-def episode_lines(played: Played) -> str:
-    """One JSON object a line: what each policy did in each episode."""
-    lines = []
-    for (kind, name), trajectories in played.items():
-        for t in trajectories:
-            line = {
-                "policy": name,
-                "kind": kind,
-                "task_id": t.key.task_id,
-                "repeat": t.key.repeat,
-                "success": t.success,
-                "score": t.score,
-                "time_s": t.time_s,
-                "steps": len(t.actions),
-                "completion_tokens": t.completion_tokens.tolist(),
-                "actions": t.actions.tolist(),
-                "p_high": [None if np.isnan(p) else float(p) for p in t.p_high] if t.router_called.any() else None,
-                "step_types": list(t.step_types),
-            }
-            lines.append(json.dumps(line) + "\n")
-    return "".join(lines)
-
-
-def show(rows: Sequence[Row], differences: Sequence[Difference], prices: PriceSource) -> None:
-    """Print the table of policies and that of paired differences."""
-    from rich.console import Console
-
-    console = Console()
-    # A file or a narrow window gets whole lines rather than numbers cut in the middle.
-    console.width = max(console.width, 120)
-    console.print(policy_table(rows, prices), difference_table(differences, prices.unit))
-
-
-def policy_table(rows: Sequence[Row], prices: PriceSource) -> Any:
-    """A line a policy; the world's own score has a column where it says more than success, as WebShop's reward does."""
-    from rich import box
-    from rich.table import Table
-
-    has_score = any(row.summary.score != row.summary.success for row in rows if not np.isnan(row.summary.score))
-    table = Table(title=f"95 % intervals over tasks in brackets\n{prices.title}", box=box.SIMPLE_HEAD)
-    table.add_column("policy", no_wrap=True)
-    cost = "time" if prices.unit == "s" else prices.unit
-    times = (f"{cost},\nsolved", "speed-\nup", f"{cost},\nall", "speed-\nup")
-    for title in ("success %", *(["score"] if has_score else []), *times, "high\n%", "steps", "return"):
-        table.add_column(title, justify="right", no_wrap=True)
-    for row in rows:
-        s = row.summary
-        table.add_row(
-            s.policy,
-            f"{100 * s.success:.1f} [{100 * s.success_ci.low:.0f}, {100 * s.success_ci.high:.0f}]",
-            *([_number(s.score, 3)] if has_score else []),
-            *(_amount(value) for value in (s.time_success_s, s.speedup_success, s.time_all_s, s.speedup_all)),
-            _number(100 * s.high_share, 0),
-            _number(s.steps, 1),
-            _number(s.mean_return, 3),
-            style={"router": "bold", "random": "dim"}.get(row.kind),
-        )
-    return table
-
-
-def difference_table(differences: Sequence[Difference], unit: str) -> Any:
-    """A line a pair of policies, task by task; times in the unit of the prices."""
-    from rich import box
-    from rich.table import Table
-
-    table = Table(title="paired differences, the same tasks", box=box.SIMPLE_HEAD)
-    table.add_column("policy", no_wrap=True)
-    for title in ("success, points", "time of all, s" if unit == "s" else f"{unit} of all", "return"):
-        table.add_column(title, justify="right", no_wrap=True)
-    for d in differences:
-        table.add_row(
-            f"{d.policy} − {d.minus}",
-            _gap(100 * d.success, 100 * d.success_ci.low, 100 * d.success_ci.high, 1),
-            _gap(d.time_all_s, d.time_all_s_ci.low, d.time_all_s_ci.high, 2 if unit == "s" else 6),
-            _gap(d.mean_return, d.mean_return_ci.low, d.mean_return_ci.high, 3),
-        )
-    return table
-
-
-def _gap(value: float, low: float, high: float, digits: int) -> str:
-    return f"{value:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
-
-
-def _amount(value: float) -> str:
-    """Two decimals, or two digits where decimals would show none: dollars of an episode are small."""
-    return f"{value:.2g}" if 0 < value < 0.1 else _number(value, 2)
-
-
-def _number(value: float, digits: int) -> str:
-    return "–" if np.isnan(value) else f"{value:.{digits}f}"
+def show(results: Results, args: argparse.Namespace, entry: dict[str, Any], oracle: Any) -> None:
+    """Print the tables, write them, and draw the picture."""
+    prices = PriceSource(**entry["latency"])
+    tables = result_tables(results, entry["precisions"], prices)
+    path = write_tables(args.out, tables, f"{entry['env_id']}, panel {args.panel}")
+    points = [(policy.kind, summary) for policy, summary in zip(results.policies, results.summaries, strict=True)]
+    picture = args.out / PICTURE
+    best = oracle_points(oracle or {})
+    write_atomically(picture, lambda part: draw_accuracy_latency(points, prices.title, part, best))
+    for table in tables:
+        table.show()
+    print(f"picture: {picture}\ntables: {path}")
+    print(f"numbers: {args.out / 'results.json'} and {args.out / EPISODES_FILE}")
 
 
 if __name__ == "__main__":

@@ -112,6 +112,13 @@ def add_env_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def env_options(args: argparse.Namespace) -> list[str]:
+    """The options of `add_env_options` as another recipe is to be given them."""
+    given = {"--env": args.env, "--config": args.config, "--num-envs": args.num_envs, "--cache-dir": args.cache_dir}
+    options = [text for name, value in given.items() if value is not None for text in (name, str(value))]
+    return options + [text for setting in args.set for text in ("--set", setting)]
+
+
 def add_router_options(parser: argparse.ArgumentParser) -> None:
     """Add the sizes of a new router, which `router_config` reads."""
     from dmr_gym.router import RouterConfig
@@ -202,6 +209,17 @@ def first_tasks(envs: PrecisionRoutingVectorEnv, number: int | None) -> list[str
     if not 1 <= number <= len(envs.task_ids):
         raise ConfigError(f"the panel has {len(envs.task_ids)} tasks, but {number} were asked for")
     return list(envs.task_ids[:number])
+
+
+def settings_of(args: argparse.Namespace) -> dict[str, Any]:
+    """A command line as plain data: paths become texts."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return [plain(item) for item in value]
+        return str(value) if isinstance(value, Path) else value
+
+    return {key: plain(value) for key, value in vars(args).items()}
 
 
 def run(main: Callable[[], object]) -> None:

@@ -1,7 +1,7 @@
 """A trained router at work: whether it fits an environment, what it is not asked, and the thresholds of its budgets.
 
-`agents/calibrate.py` and `agents/evaluate.py` share it. Calibration plays a panel once at the default threshold 0.5 and
-takes the thresholds of Eq. 7 from the scores of the router-eligible steps; ``thresholds.json`` keeps them.
+The recipes share it. Calibration plays a panel once at the default threshold 0.5 and takes the thresholds of Eq. 7 from
+the scores of the router-eligible steps; ``thresholds.json`` keeps them.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ from dmr_gym.kl_dataset import KLDataset
 from dmr_gym.metrics import Interval
 from dmr_gym.policies import ForcedHigh, Policy, RouterPolicy
 from dmr_gym.rollout import rollout
+from dmr_gym.runs import content_address, write_json
 from dmr_gym.types import FloatArray
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ DEFAULT_TAU = 0.5
 """Threshold at which calibration plays."""
 
 THRESHOLDS_FILE = "thresholds.json"
+
+_WITHOUT_EFFECT = ("cache_dir", "info_text", "render_mode", "lambda_", "invalid_action_penalty")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +99,17 @@ def add_calibration_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--resamples", type=int, default=2000, metavar="N", help="bootstrap resamples (default: %(default)s)")
     add("--device", default="cpu", help="torch device of the router (default: %(default)s)")
+
+
+def calibration_options(args: argparse.Namespace) -> list[str]:
+    """The options of `add_calibration_options` as another recipe is to be given them."""
+    options = []
+    for name in ("calibration_panel", "calibration_tasks", "budgets", "steps", "force_high", "resamples", "device"):
+        value = getattr(args, name)
+        if value is not None:
+            values = value if isinstance(value, list) else [value]
+            options += [f"--{name.replace('_', '-')}", *map(str, values)]
+    return options + (["--split-ties"] if args.split_ties else [])
 
 
 def check_calibration_args(args: argparse.Namespace) -> None:
@@ -194,6 +208,47 @@ def calibrate(
     )
     found = Calibration(args.steps, tuple(forced), models, thresholds, shares, describe_scores(pool))
     return found, pool
+
+
+def calibrate_once(
+    folder: Path,
+    router: PrecisionRouter,
+    config: EnvConfig,
+    args: argparse.Namespace,
+    forced: Sequence[str],
+    digests: Mapping[str, Any],
+) -> Calibration:
+    """`calibrate`, or read what the same calibration has found before.
+
+    Args:
+        folder: keeps a file of thresholds for each calibration, named by all that it depends on.
+        router: in evaluation mode.
+        config: keywords of the environment.
+        args: as for `calibrate`.
+        forced: types of steps that the router is not asked at.
+        digests: plain data on which the episodes depend beside the settings: digests of models and of the encoder.
+
+    Raises:
+        ConfigError: see `calibrate`.
+    """
+    names = ("calibration_panel", "calibration_tasks", "steps", "split_ties", "resamples")
+    settings = {name: getattr(args, name) for name in names} | {"budgets": list(args.budgets or BUDGETS)}
+    settings |= {"forced": list(forced), "env": deciding_settings(config), **digests}
+    path = folder / f"{content_address([router.digest(), settings])}.json"
+    if path.is_file():
+        return read_calibration(path, router)
+    calibration, _ = calibrate(router, config, args, forced)
+    record = {"settings": settings, "router_digest": router.digest(), "calibration": asdict(calibration)}
+    write_json(path, record)
+    return calibration
+
+
+def deciding_settings(config: EnvConfig) -> dict[str, Any]:
+    """The settings of an environment that change what is said in an episode, or how long it takes.
+
+    λ and the penalty of invalid actions change neither, only what an episode is worth.
+    """
+    return {key: value for key, value in config.kwargs().items() if key not in _WITHOUT_EFFECT}
 
 
 def training_scores(

@@ -14,17 +14,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dmr_gym.metrics import Summary
+from dmr_gym.metrics import OperatingPoint, Summary
 
 STYLES: dict[str, dict[str, Any]] = {
     "high": {"color": "#1f4e9c", "marker": "s", "markersize": 9},
     "low": {"color": "#d9822b", "marker": "s", "markersize": 9},
     "router": {"color": "#2e8b57", "marker": "o", "markersize": 8},
+    "grpo": {"color": "#c0392b", "marker": "^", "markersize": 9},
+    "ppo": {"color": "#8e4fa8", "marker": "v", "markersize": 9},
     "random": {"color": "#8a8a8a", "marker": "x", "markersize": 6},
+    "oracle": {"color": "#c9a227", "marker": "*", "markersize": 12},
 }
 """How each kind of policy is drawn."""
 
-_LEGEND = {"router": "router", "random": "random routing with the same shares of precisions"}
+_LEGEND = {
+    "router": "router",
+    "grpo": "GRPO",
+    "ppo": "PPO",
+    "random": "random routing with the same shares of precisions",
+    "oracle": "best routing of each task",
+}
 _RADII_PX = (12, 18, 26, 36, 48, 62, 78, 96, 116, 138, 162)
 _DIRECTIONS = (40, -40, 140, -140, 90, -90, 0, 180, 20, -20, 65, -65, 115, -115, 160, -160)  # off the bars first
 _LEADER_PX = 16
@@ -32,13 +41,16 @@ _MARKER_PX = 7
 _SEEN_PX = 3
 
 
-def draw_accuracy_latency(policies: Sequence[tuple[str, Summary]], prices: str, path: Path) -> None:
+def draw_accuracy_latency(
+    policies: Sequence[tuple[str, Summary]], prices: str, path: Path, oracle: Sequence[OperatingPoint] = ()
+) -> None:
     """Draw success against episode time, over solved episodes and over all, with 95 % intervals.
 
     Args:
         policies: (kind, summary) of each, its kind a key of `STYLES`; random routing is drawn without its name.
         prices: what the times are and where they come from, in words (`dmr_gym.latency.PriceSource.title`).
         path: of the picture.
+        oracle: the best routing, drawn where times are over all episodes.
     """
     import matplotlib
 
@@ -54,11 +66,14 @@ def draw_accuracy_latency(policies: Sequence[tuple[str, Summary]], prices: str, 
         axes.grid(color="0.93")
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
+    for best in oracle:
+        panels[1].plot([best.time_s], [100 * best.success], **STYLES["oracle"], linestyle="none", zorder=2)
     panels[0].set_ylabel("tasks solved (%)")
-    shown = [kind for kind in _LEGEND if any(kind == other for other, _ in policies)]
+    kinds = {kind for kind, _ in policies} | ({"oracle"} if oracle else set())
+    shown = [kind for kind in _LEGEND if kind in kinds]
     marks = [panels[0].plot([], [], **STYLES[kind], linestyle="none")[0] for kind in shown]
-    figure.legend(marks, [_LEGEND[kind] for kind in shown], loc="outside lower center", ncols=2, frameon=False)
-    figure.suptitle(f"Accuracy and latency on {policies[0][1].episodes} tasks (bars: 95 % bootstrap intervals)")
+    figure.legend(marks, [_LEGEND[kind] for kind in shown], loc="outside lower center", ncols=3, frameon=False)
+    figure.suptitle("Accuracy and latency (bars: 95 % bootstrap intervals over tasks)")
     figure.canvas.draw()  # names are placed by where the points end up, and must not move them
     for axes, column in zip(panels, ("time_success_s", "time_all_s"), strict=True):
         axes.autoscale(False)

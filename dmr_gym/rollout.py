@@ -23,7 +23,7 @@ from dmr_gym.errors import ConfigError
 from dmr_gym.history import valid_mask
 from dmr_gym.metrics import EpisodeResult
 from dmr_gym.policies import Decisions, EpisodeKey, Policy
-from dmr_gym.types import FloatArray, IntArray
+from dmr_gym.types import FloatArray, IntArray, TaskStart
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,6 +46,7 @@ class Trajectory:
         success: the task was solved.
         score: task score in [0, 1] at the end.
         turns: the T calls with their texts, where they were asked for.
+        start: instruction and first observation, where the turns were asked for.
     """
 
     key: EpisodeKey
@@ -63,6 +64,7 @@ class Trajectory:
     success: bool
     score: float
     turns: tuple[Turn, ...] = ()
+    start: TaskStart | None = None
 
     @property
     def time_s(self) -> float:
@@ -87,8 +89,7 @@ class Trajectory:
             task_id=self.key.task_id,
             success=self.success,
             time_s=self.time_s,
-            steps=len(self.actions),
-            high_steps=int((self.actions == high).sum()),
+            precision_steps=tuple(np.bincount(self.actions, minlength=high + 1).tolist()),
             completion_tokens=int(self.completion_tokens.sum()),
             seed=self.key.repeat,
             score=self.score,
@@ -113,7 +114,7 @@ class _Recorder:
         self.rows.append(row)
         self.infos.append({name: infos[name][slot] for name in _INFOS})
 
-    def trajectory(self, turns: tuple[Turn, ...]) -> Trajectory:
+    def trajectory(self, turns: tuple[Turn, ...], start: TaskStart | None) -> Trajectory:
         actions, p_high, logprobs, router_called = zip(*self.decisions, strict=True)
         series = {name: [info[name] for info in self.infos] for name in _INFOS}
         return Trajectory(
@@ -132,6 +133,7 @@ class _Recorder:
             success=bool(series["success"][-1]),
             score=float(series["score"][-1]),
             turns=turns,
+            start=start,
         )
 
 
@@ -152,6 +154,7 @@ def rollout(
     task_ids: Iterable[str],
     *,
     repeats: int = 1,
+    first_repeat: int = 0,
     keep_turns: bool = False,
     on_episode: Callable[[Trajectory], None] | None = None,
     progress: str | None = None,
@@ -165,12 +168,13 @@ def rollout(
         task_ids: of the environment's panel; each is played exactly ``repeats`` times.
         repeats: episodes a task, for example the group size of GRPO. The repeat is also the sample index, so at a
             temperature above 0 the LLM's draws differ between repeats.
+        first_repeat: number of the first of them, so that repeats can also be played in calls of their own.
         keep_turns: keep prompts and completions in the trajectories.
         on_episode: called with each trajectory as it ends, in order of ending.
         progress: title of a progress bar on the terminal; None shows none.
 
     Raises:
-        ConfigError: another autoreset mode, or ``repeats`` below 1.
+        ConfigError: another autoreset mode, ``repeats`` below 1, or ``first_repeat`` below 0.
     """
     if envs.metadata.get("autoreset_mode") is not AutoresetMode.DISABLED:
         raise ConfigError(
@@ -178,7 +182,10 @@ def rollout(
         )
     if repeats < 1:
         raise ConfigError(f"repeats must be at least 1, got {repeats}")
-    keys = [EpisodeKey(task_id, repeat) for task_id in task_ids for repeat in range(repeats)]
+    if first_repeat < 0:
+        raise ConfigError(f"first_repeat must be at least 0, got {first_repeat}")
+    numbers = range(first_repeat, first_repeat + repeats)
+    keys = [EpisodeKey(task_id, repeat) for task_id in task_ids for repeat in numbers]
     if not keys:
         return []
     return _Rollout(envs, policy, keys, keep_turns).run(on_episode, progress)
@@ -251,11 +258,11 @@ class _Rollout:
         """Take the episodes that have ended."""
         ended = []
         unwrapped: Any = self.envs.unwrapped
-        turns = unwrapped.turns if self.keep_turns and over.any() else None
+        kept = list(zip(unwrapped.turns, unwrapped.starts, strict=True)) if self.keep_turns and over.any() else None
         for slot in np.flatnonzero(over).tolist():
             recorder, self.playing[slot] = self.playing[slot], None
             if recorder is not None:
-                trajectory = recorder.trajectory(turns[slot] if turns is not None else ())
+                trajectory = recorder.trajectory(*(kept[slot] if kept is not None else ((), None)))
                 self.done[recorder.index] = trajectory
                 ended.append(trajectory)
         return ended

@@ -42,8 +42,22 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
     """Write a JSON object atomically, indented, keys in their given order; NaN and infinity become null."""
-    text = json.dumps(_finite(data), indent=2, allow_nan=False)
+    text = json.dumps(finite(data), indent=2, allow_nan=False)
     write_atomically(path, lambda part: part.write_text(text + "\n", encoding="utf-8"))
+
+
+def finite(data: Any) -> Any:
+    """Plain data with null in place of NaN and infinity, which JSON does not have."""
+    if isinstance(data, Mapping):
+        return {key: finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
+
+
+def content_address(data: Any) -> str:
+    """A name for plain data, 32 hexadecimal digits: equal data have equal names, whatever the order of their keys."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def file_digest(path: Path) -> str:
@@ -61,14 +75,6 @@ def provenance() -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             versions[package] = None
     return {"python": platform.python_version(), "machine": platform.machine(), "versions": versions, "git": _commit()}
-
-
-def _finite(data: Any) -> Any:
-    if isinstance(data, Mapping):
-        return {key: _finite(value) for key, value in data.items()}
-    if isinstance(data, list | tuple):
-        return [_finite(value) for value in data]
-    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def _commit() -> str | None:

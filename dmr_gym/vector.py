@@ -18,7 +18,7 @@ from dmr_gym.episode import EpisodeState, Turn, choose_start
 from dmr_gym.errors import ConfigError
 from dmr_gym.parts import build_parts, routing_spaces
 from dmr_gym.render import check_render_mode, render_frame
-from dmr_gym.types import Backend, FloatArray
+from dmr_gym.types import Backend, FloatArray, TaskStart
 
 
 class PrecisionRoutingVectorEnv(VectorEnv[FloatArray, NDArray[np.int64], NDArray[Any]]):
@@ -84,6 +84,11 @@ class PrecisionRoutingVectorEnv(VectorEnv[FloatArray, NDArray[np.int64], NDArray
     def turns(self) -> tuple[tuple[Turn, ...], ...]:
         """For each sub-environment, the steps of its present episode with their prompts and completions."""
         return tuple(episode.turns for episode in self._parts.episodes)
+
+    @property
+    def starts(self) -> tuple[TaskStart | None, ...]:
+        """For each sub-environment, how its present episode began; None before the first reset."""
+        return tuple(episode.start for episode in self._parts.episodes)
 
     @property  # type: ignore[misc]  # as in gymnasium's SyncVectorEnv
     def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]

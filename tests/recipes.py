@@ -53,6 +53,11 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+def no_picture(points: object, prices: str, path: Path, oracle: object = ()) -> None:
+    """Stands in for `dmr_gym.figures.draw_accuracy_latency`, which takes longer than a small evaluation."""
+    path.write_bytes(b"")
+
+
 def read_tensors(path: Path) -> tuple[dict[str, bytes], dict[str, str]]:
     """Tensors and metadata of a safetensors file; the library orders the latter by chance."""
     with safe_open(path, framework="numpy") as file:
@@ -129,7 +134,15 @@ class Runs:
         self._server.stdin.flush()
 
 
-def kill_often(runs: Runs, argv: Sequence[str], out: Path, saved: str, kills: int, check: Callable[[], None]) -> None:
+def kill_often(
+    runs: Runs,
+    argv: Sequence[str],
+    out: Path,
+    saved: str,
+    kills: int,
+    check: Callable[[], None],
+    end: str = "run.json",
+) -> None:
     """Start a run again and again, and kill it each time at a random moment, until so many kills have hit.
 
     A kill comes within a fifth of a second after the run has saved something, in every fourth run within a second
@@ -143,6 +156,7 @@ def kill_often(runs: Runs, argv: Sequence[str], out: Path, saved: str, kills: in
         saved: pattern of the files in which it saves what it has done.
         kills: that hit a run before its end.
         check: called when a run has ended in ``out``.
+        end: name of the file that a run writes at its end.
     """
     chance = random.Random(0)
 
@@ -157,14 +171,14 @@ def kill_often(runs: Runs, argv: Sequence[str], out: Path, saved: str, kills: in
         def when(seconds: float, before=before, wait_s=wait_s, blindly=blindly, since=since) -> bool:
             if blindly:
                 return seconds > 5 * wait_s
-            if not since and (stamp() != before or (out / "run.json").exists() or seconds > 60):
+            if not since and (stamp() != before or (out / end).exists() or seconds > 60):
                 since.append(seconds)
             return bool(since) and seconds - since[0] > wait_s
 
         status = runs.run(argv, when)
         assert status in (0, -signal.SIGKILL)
         kills -= status == -signal.SIGKILL
-        going_on += status == -signal.SIGKILL and stamp() != before and not (out / "run.json").exists()
+        going_on += status == -signal.SIGKILL and stamp() != before and not (out / end).exists()
         if status == 0:
             check()
             shutil.rmtree(out)

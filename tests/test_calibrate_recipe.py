@@ -126,7 +126,7 @@ def test_training_scores_are_those_of_the_full_pass_without_forced_and_uncounted
 
 def test_evaluate_takes_the_thresholds_of_a_file(agents, router, calibrated, tmp_path, monkeypatch):
     """The calibration panel is not played again, and what is recorded is what the file says."""
-    monkeypatch.setattr(agents["evaluate"], "calibrate", None)
+    monkeypatch.setattr(agents["evaluate"], "calibrate_once", None)
     options = [
         "--router",
         str(router),
@@ -134,7 +134,7 @@ def test_evaluate_takes_the_thresholds_of_a_file(agents, router, calibrated, tmp
         str(tmp_path),
         "--tasks",
         "4",
-        "--random-seeds",
+        "--seeds",
         "1",
         "--resamples",
         "50",
@@ -144,8 +144,9 @@ def test_evaluate_takes_the_thresholds_of_a_file(agents, router, calibrated, tmp
     )
     record = json.loads((tmp_path / "results.json").read_text())
     expected = {t["budget"]: t for t in read(calibrated)["calibration"]["thresholds"]}
-    assert record["thresholds"] == [expected[0.7], expected[0.2]]
-    assert record["calibration"] == read(calibrated)["calibration"]["scores"]
+    [found] = record["calibrations"]
+    assert found["thresholds"] == [expected[0.7], expected[0.2]]
+    assert found["scores"] == read(calibrated)["calibration"]["scores"]
     assert [row["policy"] for row in record["results"] if row["kind"] == "router"] == [
         "router K=0.70",
         "router K=0.20",
@@ -162,14 +163,13 @@ def test_evaluate_and_calibrate_find_the_same_thresholds(agents, router, calibra
         str(tmp_path),
         "--tasks",
         "2",
-        "--random-seeds",
-        "0",
+        "--no-random",
         "--resamples",
         "50",
     ]
     agents["evaluate"].main([*options, *TOY])
     record = json.loads((tmp_path / "results.json").read_text())
-    assert record["thresholds"] == read(calibrated)["calibration"]["thresholds"]
+    assert record["calibrations"][0]["thresholds"] == read(calibrated)["calibration"]["thresholds"]
 
 
 def test_ties_are_split_where_that_is_asked_for(agents, router, tmp_path):
@@ -270,24 +270,24 @@ def test_searches_are_forced_high_for_a_router_of_clicks(agents, shop, tmp_path,
         "--calibration-tasks",
         "6",
     ]
-    options += ["--random-seeds", "1", "--resamples", "50", "--config", str(shop / "shop.toml"), "--num-envs", "4"]
+    options += ["--seeds", "1", "--resamples", "50", "--config", str(shop / "shop.toml"), "--num-envs", "4"]
     agents["evaluate"].main(options)
     assert (
         "search steps go to the highest precision: the router was trained on click steps alone"
         in capsys.readouterr().out
     )
     result = json.loads((tmp_path / "results.json").read_text())
-    assert result["forced_high"] == ["search"]
+    assert result["calibrations"][0]["forced"] == ["search"]
     for line in map(json.loads, (tmp_path / "episodes.jsonl").read_text().splitlines()):
-        first = line["actions"][0]
+        steps = line["steps"]
         if line["kind"] in ("router", "random"):
-            assert first == 1  # every episode begins on the start page
+            assert steps[0]["precision"] == 1  # every episode begins on the start page
         if line["kind"] == "router":
-            asked = [p is not None for p in line["p_high"]]
+            asked = [step["p_high"] is not None for step in steps]
+            assert asked == [step["router_called"] for step in steps]
             assert not asked[0]
             assert any(asked)
-            prices = [(10.0, 20.0)[action] for action in line["actions"]]
-            tokens_ms = sum(n * price for n, price in zip(line["completion_tokens"], prices, strict=True))
+            tokens_ms = sum(step["completion_tokens"] * (10.0, 20.0)[step["precision"]] for step in steps)
             assert line["time_s"] == pytest.approx((tokens_ms + 1.0 * sum(asked)) / 1000)
 
 

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from dmr_gym import ENV_IDS
+from dmr_gym.backends import embedded_precisions
 from dmr_gym.config import EnvConfig, from_mapping, load_config, to_toml
+from dmr_gym.latency import TABLE_3
 from dmr_gym.tasks.webshop.task import WebshopTask
 from dmr_gym.types import SamplingParams
 
@@ -45,6 +47,16 @@ def test_the_chat_file_has_settings_in_which_reasoning_fits() -> None:
     task = WebshopTask(**config.task_kwargs)
     task.reset(task.task_ids[0])
     assert task.prompt()[0].role == "user"
+
+
+def test_the_four_precisions_cost_what_table_3_says_and_projects() -> None:
+    """bf16 and W4 as measured, W3 as the paper projects it, and W2 by the same step of 1.15 from W3."""
+    config = load_config(EnvConfig, FOLDER / "alfworld-four.toml")
+    awq, w3 = TABLE_3["alfworld-4b-awq-w4"], TABLE_3["alfworld-4b-gptq-w3"]
+    expected = {"w2": round(w3.low_ms / 1.15, 2), "w3": w3.low_ms, "w4": awq.low_ms, "bf16": awq.high_ms}
+    assert config.latency == {"router_ms": awq.router_ms, "ms_per_token": expected}
+    assert list(config.precisions) == list(expected)
+    assert set(expected) <= set(embedded_precisions("alfworld"))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)

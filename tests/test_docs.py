@@ -9,12 +9,17 @@ from pathlib import Path
 import pytest
 
 import dmr_gym
+from dmr_gym.evaluation import single_precision
 from dmr_gym.latency import TABLE_3
+from dmr_gym.policies import FixedPrecision
+from dmr_gym.records import episode_record, step_alternatives
+from dmr_gym.rollout import rollout
 from dmr_gym.tasks.alfworld.task import AlfworldTask
 from dmr_gym.tasks.toy import ToyTask
 from dmr_gym.tasks.webshop import panels
 from dmr_gym.tasks.webshop.fixes import FIXES
 from dmr_gym.tasks.webshop.task import WebshopTask
+from dmr_gym.vector import PrecisionRoutingVectorEnv
 
 PAGES = Path(__file__).parents[1] / "docs" / "environments"
 TASKS = {"alfworld": AlfworldTask, "toy": ToyTask, "webshop": WebshopTask}
@@ -58,3 +63,20 @@ def test_the_page_of_webshop_names_the_rows_of_table_3_and_the_sizes_of_the_pane
     assert set(re.findall(r"`(webshop-\d\S*-w\d)`", text)) == {row for row in TABLE_3 if row.startswith("webshop")}
     for panel in panels.PANELS:
         assert f"| `{panel}` | {len(panels.embedded_goals(panel)):,} |" in text
+
+
+def test_the_page_of_evaluation_names_every_key_of_an_episode() -> None:
+    """The three tables of keys are those of a record with alternatives, read from `dmr_gym.records`."""
+    envs = PrecisionRoutingVectorEnv(1, autoreset_mode="Disabled", **dmr_gym.ENV_IDS["DMR-Toy-v0"])
+    [episode] = rollout(envs, FixedPrecision(1), envs.task_ids[:1], keep_turns=True)
+    found = step_alternatives(episode, ToyTask(), envs.backend)
+    record = single_precision(1, envs.precisions).head() | episode_record(episode, alternatives=found)
+    text = (PAGES.parent / "evaluation.md").read_text(encoding="utf-8")
+    tables = text.partition("### episodes.jsonl")[2].partition("## Metrics")[0].split("\n\n")
+    named = [
+        {key for line in table.splitlines()[2:] for key in re.findall(r"`(\w+)`", line.split("|")[1])}
+        for table in tables
+        if table.startswith("| key")
+    ]
+    step = record["steps"][0]
+    assert named == [set(record), set(step), set(step["alternatives"][0])]

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dmr_gym.figures import draw_accuracy_latency, place_labels
-from dmr_gym.metrics import EpisodeResult, Summary, summarize
+from dmr_gym.metrics import EpisodeResult, OperatingPoint, Summary, summarize
 
 BOUNDS = (0.0, 0.0, 600.0, 400.0)
 pixels = st.tuples(st.floats(20, 580), st.floats(20, 380))
@@ -70,7 +70,7 @@ def test_without_room_labels_are_still_placed() -> None:
 
 def policy(name: str, share: float, time_s: float) -> Summary:
     """A policy that solves a share of 20 tasks in some time each."""
-    episodes = [EpisodeResult(f"t{i}", i < 20 * share, time_s + i / 100, 5, 2, 50) for i in range(20)]
+    episodes = [EpisodeResult(f"t{i}", i < 20 * share, time_s + i / 100, (3, 2), 50) for i in range(20)]
     return summarize(name, episodes, 0.1, resamples=50)
 
 
@@ -90,12 +90,13 @@ def test_the_picture_names_every_policy_but_random_routing(tmp_path: Path, monke
     policies = [("high", policy("always high", 0.9, 5.0)), ("low", policy("always low", 0.0, 9.0))]
     policies += [("router", policy(f"router K={k}", 0.9, 5.0)) for k in (0.2, 0.4)]
     policies += [("random", policy("random K=0.2", 0.5, 6.0))]
-    draw_accuracy_latency(policies, "prices of your own", tmp_path / "picture.png")
+    best = [OperatingPoint("oracle λ=0.1", "oracle", 0.95, 4.0)]
+    draw_accuracy_latency(policies, "prices of your own", tmp_path / "picture.png", best)
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
     assert texts == [
         *("always high", "K=0.2", "K=0.4"),
         *("always high", "always low", "K=0.2", "K=0.4"),
-        *("router", "random routing with the same shares of precisions"),
+        *("router", "random routing with the same shares of precisions", "best routing of each task"),
     ]
 
 

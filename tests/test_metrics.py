@@ -10,7 +10,6 @@ import pytest
 from dmr_gym.errors import ConfigError
 from dmr_gym.metrics import (
     EpisodeResult,
-    average_ranks,
     balanced_accuracy,
     bootstrap_ratio,
     paired_difference,
@@ -21,7 +20,9 @@ from dmr_gym.metrics import (
 def _episode(
     task: str, success: bool, time_s: float, steps: int = 10, high_steps: int = 5, seed: int = 0
 ) -> EpisodeResult:
-    return EpisodeResult(task, success, time_s, steps, high_steps, completion_tokens=4 * steps, seed=seed)
+    return EpisodeResult(
+        task, success, time_s, (steps - high_steps, high_steps), completion_tokens=4 * steps, seed=seed
+    )
 
 
 EPISODES = [
@@ -37,7 +38,8 @@ def test_summary_by_hand():
     assert summary.success == pytest.approx(2 / 3)
     assert summary.time_success_s == pytest.approx(3.0)
     assert summary.time_all_s == pytest.approx(5.0)
-    assert summary.high_share == pytest.approx(0.25)
+    assert summary.shares == pytest.approx((0.75, 0.25))
+    assert summary.high_share == summary.shares[-1]
     assert summary.steps == pytest.approx(80 / 3)
     assert summary.completion_tokens == pytest.approx(4 * 80 / 3)
     assert summary.mean_return == pytest.approx(2 / 3 - 0.5)
@@ -47,7 +49,7 @@ def test_summary_by_hand():
 def test_the_score_is_the_mean_of_the_worlds_own_and_unknown_without_one():
     """Scores 1 and 0.25 have the mean 0.625, also where only one episode succeeds; without scores there is no mean."""
     scores = {"a": 1.0, "b": 0.25}
-    scored = [EpisodeResult(task, score == 1.0, 1.0, 5, 5, 20, score=score) for task, score in scores.items()]
+    scored = [EpisodeResult(task, score == 1.0, 1.0, (0, 5), 20, score=score) for task, score in scores.items()]
     summary = summarize("p", scored, 0.0)
     assert (summary.success, summary.score) == (0.5, 0.625)
     assert summary.score_ci.low == pytest.approx(0.25)
@@ -58,6 +60,15 @@ def test_the_score_is_the_mean_of_the_worlds_own_and_unknown_without_one():
 def test_the_high_share_pools_decisions():
     """The ratio of sums, not the mean of the episodes' ratios, which would be (0.5 + 0 + 0.3) / 3."""
     assert summarize("p", EPISODES, 0.0).high_share != pytest.approx((0.5 + 0.0 + 0.3) / 3)
+
+
+def test_every_precision_has_its_share_with_an_interval():
+    """Of 8 decisions of three precisions 1, 3 and 4; a task alone has 1 : 1 : 0 or 0 : 2 : 4, which bound the draws."""
+    episodes = [EpisodeResult("a", True, 1.0, (1, 1, 0), 2), EpisodeResult("b", True, 1.0, (0, 2, 4), 6)]
+    summary = summarize("p", episodes, 0.0)
+    assert summary.shares == pytest.approx((1 / 8, 3 / 8, 4 / 8))
+    assert [ci.low for ci in summary.shares_ci] == pytest.approx([0, 1 / 3, 0])
+    assert [ci.high for ci in summary.shares_ci] == pytest.approx([1 / 2, 1 / 2, 2 / 3])
 
 
 def test_speedup_is_the_references_time_over_this_one():
@@ -123,11 +134,6 @@ def test_balanced_accuracy_ignores_classes_that_do_not_occur():
         balanced_accuracy(np.array([0, 1]), np.array([0]))
 
 
-def test_average_ranks_by_hand():
-    """Success ranks 1, 2.5, 2.5, 4 and time ranks 3, 1, 2, 4 (an unsolved panel ranks last)."""
-    assert average_ranks([0.9, 0.5, 0.5, 0.0], [3.0, 1.0, 2.0, float("nan")]) == [2.0, 1.75, 2.25, 4.0]
-
-
 def test_paired_differences_by_hand():
     """Tasks a and b, the other policy twice each: success +1/4, time -1 s, return 1/4 + 0.1."""
     others = [_episode("a", True, 3.0), _episode("a", True, 3.0), _episode("b", True, 4.0), _episode("b", False, 6.0)]
@@ -138,5 +144,8 @@ def test_paired_differences_by_hand():
     assert (found.success_ci.low, found.success_ci.high) == pytest.approx((0.0, 0.5))
     # Both tasks are one second faster, so no draw of tasks can say anything else.
     assert (found.time_all_s_ci.low, found.time_all_s_ci.high) == pytest.approx((-1.0, -1.0))
+    # 3 s and 5 s of the other over 2 s and 4 s: 8 / 6; one task alone gives 3 / 2 or 5 / 4.
+    assert found.speedup_all == pytest.approx(8 / 6)
+    assert (found.speedup_all_ci.low, found.speedup_all_ci.high) == pytest.approx((5 / 4, 3 / 2))
     with pytest.raises(ConfigError, match="p minus q: both need episodes of the same tasks"):
         paired_difference("p", EPISODES, "q", others, 0.1)

@@ -139,7 +139,7 @@ def test_a_cell_has_the_protocol_of_its_benchmark(path: Path) -> None:
         assert tables[name]["budgets"] == [0.2, 0.4, 0.7]
     assert len(tables["compare_grpo"]["lambdas"]) == 3
     assert config.lambda_ in tables["compare_grpo"]["lambdas"]
-    assert (tables["compare_grpo"]["seeds"], tables["evaluate"]["random_seeds"]) == (3, 3)
+    assert (tables["compare_grpo"]["seeds"], tables["evaluate"]["seeds"]) == (3, 3)
 
 
 @pytest.mark.slow

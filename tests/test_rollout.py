@@ -32,6 +32,7 @@ class CountingEnvs(VectorEnv):
         self.time = np.zeros(num_envs, dtype=np.int64)
         self.over = np.ones(num_envs, dtype=np.bool_)
         self.turns: list[tuple[str, ...]] = [()] * num_envs
+        self.starts: list[str | None] = [None] * num_envs
 
     def reset(self, *, seed=None, options=None):
         """Start the episodes that the mask names."""
@@ -39,6 +40,7 @@ class CountingEnvs(VectorEnv):
             self.tasks[i], self.samples[i] = options["task_id"][i], options["sample_index"][i]
             self.time[i], self.over[i], self.turns[i] = 0, False, ()
             self.started.append(self.tasks[i])
+            self.starts[i] = f"start of {self.tasks[i]}"
         return self._observations(), self._infos(options["reset_mask"], np.zeros(self.num_envs, dtype=np.int64))
 
     def step(self, actions):
@@ -130,7 +132,8 @@ def test_result_counts_high_steps():
         3,
         6,
     )
-    assert trajectory.result(high=2).high_steps == 0
+    assert result.precision_steps == (0, 3)
+    assert trajectory.result(high=2).precision_steps == (0, 3, 0)
 
 
 def test_groups_lie_side_by_side_with_their_sample_index():
@@ -148,6 +151,16 @@ def test_decisions_do_not_depend_on_the_number_of_environments():
     ]
     assert drawn[0] == drawn[1] == drawn[2]
     assert drawn[0][0::2] != drawn[0][1::2]
+
+
+def test_repeats_can_be_played_in_calls_of_their_own():
+    """The third repeat alone is the third of three: key and sample index."""
+    together = rollout(CountingEnvs(2), FixedPrecision(0), ["a-2", "b-1"], repeats=3)
+    alone = rollout(CountingEnvs(2), FixedPrecision(0), ["a-2", "b-1"], first_repeat=2)
+    assert [t.key for t in alone] == [EpisodeKey("a-2", 2), EpisodeKey("b-1", 2)]
+    assert [t.rows.tolist() for t in alone] == [t.rows.tolist() for t in together if t.key.repeat == 2]
+    with pytest.raises(ConfigError, match="first_repeat must be at least 0, got -1"):
+        rollout(CountingEnvs(2), FixedPrecision(0), ["a-2"], first_repeat=-1)
 
 
 def test_idle_environments_repeat_their_own_episode():
@@ -168,6 +181,8 @@ def test_turns_are_kept_on_request():
     """The texts of an episode are those of the episode that ended, not of the next one."""
     trajectories = rollout(CountingEnvs(2), FixedPrecision(0), TASKS, keep_turns=True)
     assert [len(t.turns) for t in trajectories] == [3, 1, 5, 2, 4]
+    assert [t.start for t in trajectories] == [f"start of {task}" for task in TASKS]
+    assert rollout(CountingEnvs(1), FixedPrecision(0), ["a-1"])[0].start is None
 
 
 def test_on_episode_sees_each_trajectory_as_it_ends():

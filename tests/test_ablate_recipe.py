@@ -1,0 +1,193 @@
+"""agents/ablate.py: each ablation once on the toy world, small, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import dmr_gym.evaluation
+from dmr_gym.errors import ConfigError
+from dmr_gym.kl_dataset import KLDataset
+from dmr_gym.router import PrecisionRouter
+from tests.recipes import TINY, TOY, load_recipe, no_picture, one_thread, write_critical
+
+__all__ = ["one_thread"]  # a fixture for all tests here
+
+LEARN = [*TINY[2:], "--lr", "3e-3", "--epochs", "2"]
+SMALL = ["--tasks", "6", "--calibration-tasks", "4", "--budgets", "0.2", "0.6", "--resamples", "20", *TOY]
+
+
+@pytest.fixture(scope="module")
+def recipe() -> ModuleType:
+    """The recipe as a module."""
+    return load_recipe("ablate")
+
+
+@pytest.fixture(autouse=True)
+def quick(recipe: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The evaluations within draw no picture."""
+    monkeypatch.setattr(recipe.evaluate, "draw_accuracy_latency", no_picture)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Corridors whose KL is large exactly at fallen signs."""
+    collected = tmp_path_factory.mktemp("kl")
+    load_recipe("collect_kl").main(["--out", str(collected), *TOY])
+    return write_critical(collected, tmp_path_factory.mktemp("critical"))
+
+
+@pytest.fixture(scope="module")
+def router(data: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A router for them."""
+    out = tmp_path_factory.mktemp("router")
+    load_recipe("train_kl_st").main(["--data", str(data), "--out", str(out), "--n-layers", "1", *LEARN])
+    return str(out / "router")
+
+
+def tables(out: Path) -> str:
+    """What an ablation writes."""
+    return (out / "tables.md").read_text()
+
+
+@pytest.mark.slow
+def test_the_depth_of_routers_is_varied(
+    recipe: ModuleType, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two depths of two seeds each; started again it trains and plays nothing, and writes the same."""
+    out = tmp_path / "out"
+    command = ["depth", "--data", str(data), "--out", str(out), "--depths", "1", "2", "--seeds", "2", *SMALL, *LEARN]
+    recipe.main(command)
+    for layers in (1, 2):
+        folders = [out / str(layers) / f"seed-{seed}" / "router" for seed in range(2)]
+        assert [PrecisionRouter.load(folder).config.n_layers for folder in folders] == [layers] * 2
+        assert PrecisionRouter.load(folders[0]).digest() != PrecisionRouter.load(folders[1]).digest()
+    lines = [line for line in tables(out).splitlines() if line.startswith("| 1 |") or line.startswith("| 2 |")]
+    assert len(lines) == 2
+    rows = json.loads((out / "2" / "evaluation" / "results.json").read_text())["results"]
+    assert [row["episodes"] for row in rows] == [6, 6, 12, 12, 12]
+    # Single precisions are played once for both depths.
+    assert len(list((out / "batches").iterdir())) == 2 + 2 * 3 * 2
+    before = tables(out)
+    monkeypatch.setattr(dmr_gym.evaluation, "rollout", None)
+    states = {path: path.stat().st_mtime_ns for path in out.glob("*/seed-*/state.safetensors")}
+    recipe.main(command)
+    assert tables(out) == before
+    assert states == {path: path.stat().st_mtime_ns for path in states}
+    assert (out / "ablation.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_the_threshold_on_kl_is_put_at_four_places(recipe: ModuleType, data: Path, tmp_path: Path) -> None:
+    """The labels of each run are those of its place: more high ones at the edge, fewer in the dense mode."""
+    out = tmp_path / "out"
+    recipe.main(
+        ["threshold", "--data", str(data), "--out", str(out), "--seeds", "1", *SMALL, "--n-layers", "1", *LEARN]
+    )
+    places = ("edge", "plateau", "plateau-edge", "dense-mode")
+    high = [json.loads((out / p / "seed-0" / "run.json").read_text())["label_counts"][1] for p in places]
+    assert high[0] > high[1] == high[2] > high[3] > 0
+    assert all(f"| {place.replace('-', ' ')} |" in tables(out) for place in places)
+
+
+@pytest.mark.slow
+def test_action_steps_are_compared_with_all_steps(recipe: ModuleType, data: Path, tmp_path: Path) -> None:
+    """Labels, loss and calibration pool follow; in corridors without thoughts both are the same router."""
+    out = tmp_path / "out"
+    recipe.main(["tokens", "--data", str(data), "--out", str(out), "--seeds", "1", *SMALL, "--n-layers", "1", *LEARN])
+    records = [json.loads((out / name / "seed-0" / "run.json").read_text()) for name in ("AO", "AS")]
+    assert [record["labelling"]["steps"] for record in records] == ["action", "all"]
+    found = [json.loads((out / name / "evaluation" / "results.json").read_text()) for name in ("AO", "AS")]
+    assert [result["calibrations"][0]["steps"] for result in found] == ["action", "all"]
+    assert "| 0.2 |" in tables(out)
+    assert "+0.00 [+0.00, +0.00]" in tables(out)
+
+
+def test_step_types_are_compared_in_data_that_is_there(recipe: ModuleType, data: Path, tmp_path: Path) -> None:
+    """Two cells and both pooled; the figure has a panel each."""
+    recipe.main(["step-types", "--data", f"a={data}", f"b={data}", "--out", str(tmp_path)])
+    mean = KLDataset.load(data / "kl.safetensors").kl_action.mean()
+    assert f"| a low | {mean:.3g} |" in tables(tmp_path)
+    assert f"| Pooled | {mean:.3g} |" in tables(tmp_path)
+    assert (tmp_path / "ablation.png").is_file()
+
+
+def test_the_shift_of_scores_is_tabled(recipe: ModuleType, data: Path, router: str, tmp_path: Path) -> None:
+    """Both pools of Appendix D, from what agents/calibrate.py found."""
+    recipe.main(["shift", "--out", str(tmp_path), "--router", router, "--data", str(data), "--resamples", "20", *TOY])
+    pools = json.loads((tmp_path / "thresholds.json").read_text())["pools"]
+    for name in ("training", "calibration"):
+        assert f"| {name} | {pools[name]['steps']} | {pools[name]['mean']:.3f} |" in tables(tmp_path)
+    assert (tmp_path / "score_shift.png").is_file()
+
+
+@pytest.mark.slow
+def test_advantages_are_compared(recipe: ModuleType, router: str, tmp_path: Path) -> None:
+    """The difference of the two ways is that of their rows."""
+    command = ["advantages", "--out", str(tmp_path), "--router", router, "--lambdas", "0.1", "--seeds", "2"]
+    command += ["--test-tasks", "4", "--calibration-tasks", "4", "--resamples", "20", *TOY]
+    command += ["--set", "task_kwargs.num_tasks=8", "--set", "task_kwargs.num_signs=3", "--validation-tasks", "2"]
+    recipe.main([*command, "--updates", "1", "--groups", "2", "--group-size", "2"])
+    rows = json.loads((tmp_path / "results.json").read_text())["results"]
+    mean, std = (row["return"] for row in rows if row["kind"] == "grpo")
+    assert f"| {mean - std:+.3f} [" in tables(tmp_path).replace("-0.000", "+0.000")
+    assert (tmp_path / "returns.png").is_file()
+
+
+def test_the_gap_of_advantages_is_paired_by_seed_and_task(recipe: ModuleType, tmp_path: Path) -> None:
+    """At λ = 0.1: seed 0 gains 1 on task a, seed 1 loses 0.1 s on b; the mean of four is (1 + 0 + 0 - 0.1) / 4."""
+    ends = {
+        "mean": [(True, 1), (True, 2), (True, 1), (True, 3)],
+        "group_std": [(False, 1), (True, 2), (True, 1), (True, 2)],
+    }
+    keys = [(0, "a"), (0, "b"), (1, "a"), (1, "b")]
+    lines = [
+        {"kind": f"grpo {way} 0.1", "seed": seed, "task_id": task, "success": success, "time_s": seconds}
+        for way, episodes in ends.items()
+        for (seed, task), (success, seconds) in zip(keys, episodes, strict=True)
+    ]
+    lines.append({"kind": "high", "seed": 0, "task_id": "a", "success": True, "time_s": 9.0})
+    (tmp_path / "episodes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    [(gap, interval)] = recipe.advantage_gaps(tmp_path / "episodes.jsonl", [0.1], 200).values()
+    assert gap == pytest.approx(0.9 / 4)
+    assert (interval.low, interval.high) == pytest.approx((-0.1, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["depth", "--data", "x", "--depths", "2", "2"], "--depths must differ"),
+        (["depth", "--data", "x", "--n-layers=3"], "depth varies --n-layers, --seed itself: leave --n-layers=3 out"),
+        (["depth", "--data", "x", "--seed", "3"], "leave --seed out"),
+        (["depth", "--data", "x", "--seeds", "0"], "--seeds must be at least 1"),
+        (["depth", "--data", "x", "--epochs", "0"], "--epochs must be at least 1"),
+        (["tokens", "--data", "x", "--steps", "all"], "leave --steps out"),
+        (["step-types", "--data", "x"], "--data takes NAME=DIR"),
+        (["step-types", "--data", "a=x", "--epochs", "3"], "trains nothing and takes no further options"),
+        (["shift", "--router", "x"], "give --data, what the router was trained on"),
+        (["advantages", "--advantages", "loo"], "compares mean and group_std"),
+    ],
+)
+def test_mistakes_end_it_before_anything_is_trained(
+    recipe: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str], message: str
+) -> None:
+    """Each with the way out."""
+    for name in ("train_kl_st", "evaluate", "calibrate", "compare_grpo"):
+        monkeypatch.setattr(getattr(recipe, name), "main", None)
+    with pytest.raises(ConfigError, match=message):
+        recipe.main([command[0], "--out", str(tmp_path), *command[1:]])
+
+
+def test_help_names_every_command(recipe: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    """Six of them, with the tables and figures of the paper."""
+    with pytest.raises(SystemExit, match="0"):
+        recipe.main(["--help"])
+    text = capsys.readouterr().out
+    assert all(name in text for name in recipe.HELP)
+    for name in recipe.HELP:
+        with pytest.raises(SystemExit, match="0"):
+            recipe.main([name, "--help"])
+        assert "--out DIR" in capsys.readouterr().out
