@@ -22,7 +22,7 @@ from dmr_gym.history import checked_row
 from dmr_gym.latency import make_latency_model
 from dmr_gym.parts import Parts
 from dmr_gym.tree.answers import TreeBackend, answer_table, check_trees
-from dmr_gym.tree.graph import NOWHERE, RoutingTree
+from dmr_gym.tree.graph import RoutingTree
 from dmr_gym.types import (
     Completion,
     Encoder,
@@ -99,8 +99,8 @@ class TreeVectorEnv(PrecisionRoutingVectorEnv):
         self._rows = np.zeros((len(self._texts), rules.dim), dtype=np.float32)
         self._has_row = np.zeros(len(self._texts), dtype=np.bool_)
         self._stack = np.zeros((num_envs, rules.history_length, rules.dim), dtype=np.float32)
-        self._used = np.zeros(num_envs, dtype=np.int64)  # rows of each history
-        self._state = np.full(num_envs, NOWHERE, dtype=np.int64)  # of all trees; NOWHERE before the first reset
+        self._used = np.zeros(num_envs, dtype=np.int64)  # rows of each history; 0 before the first reset
+        self._state = np.zeros(num_envs, dtype=np.int64)  # among those of all trees
         self._over = np.zeros(num_envs, dtype=np.bool_)
         self._number = np.zeros(num_envs, dtype=np.int64)  # of each one's tree
         self._steps = np.zeros(num_envs, dtype=np.int64)
@@ -131,7 +131,7 @@ class TreeVectorEnv(PrecisionRoutingVectorEnv):
 
     def snapshot(self) -> tuple[EpisodeState, ...]:
         """All B episodes as they stand."""
-        if (self._state == NOWHERE).any():
+        if not self._used.all():
             raise ResetNeeded("there is no episode to take a snapshot of: call reset() first")
         return tuple(self._snapshot(i) for i in range(self.num_envs))
 
@@ -159,7 +159,7 @@ class TreeVectorEnv(PrecisionRoutingVectorEnv):
         actions = np.asarray(actions)
         if actions.shape != (self.num_envs,):
             raise InvalidAction(f"expected {self.num_envs} actions, got an array of shape {actions.shape}")
-        if (self._state[stepping] == NOWHERE).any():
+        if not self._used[stepping].all():
             raise ResetNeeded("cannot step before reset: call env.reset() first")
         if self._over[stepping].any():
             raise ResetNeeded("an episode is over: call env.reset() to start another")
