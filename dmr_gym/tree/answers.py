@@ -5,6 +5,7 @@ Shapes: N states, P precisions.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -93,3 +94,19 @@ def check_trees(trees: Sequence[RoutingTree], config: EnvConfig) -> None:
                 raise ConfigError(f"the tree of {tree.task_id} has {name} {has}, the environment {wanted}")
         if tree.is_open[0]:
             raise ConfigError(f"the tree of {tree.task_id} has nothing but its start: build it with a larger budget")
+
+
+def check_world(trees: Sequence[RoutingTree], config: EnvConfig) -> None:
+    """Raise ConfigError unless trees from files were built in the world that an environment's keywords describe.
+
+    Args:
+        trees: with the settings that agents/build_trees.py keeps.
+        config: keywords of the environment.
+    """
+    wanted = json.loads(json.dumps({name: getattr(config, name) for name in ("task", "task_kwargs", "sampling")}))
+    for tree in trees:
+        built = tree.settings.get("env", {})
+        changed = [name for name, value in wanted.items() if name in built and built[name] != value]
+        if changed:
+            has = ", ".join(f"{name} {built[name]!r}" for name in changed)
+            raise ConfigError(f"the tree of {tree.task_id:.120} was built with {has}, not {wanted[changed[0]]!r}")
