@@ -49,7 +49,7 @@ def test_the_oracles_choices_earn_its_value_in_the_environment(settings: dict[st
         values = best_values(tree, prices)
         played = play(PrecisionRoutingEnv(**settings), tree.task_id, best_actions(tree, values))
         assert abs(played.total - values.start.low) < 1e-9
-        assert regret(values, episode_return(tree, prices, played.actions)).high < 1e-9
+        assert regret(values.start, episode_return(tree, prices, played.actions)).high < 1e-9
 
 
 @WORLDS
@@ -64,7 +64,7 @@ def test_every_episode_is_worth_what_the_environment_pays(settings: dict[str, An
         assert tuple(values.reward[states, episode.actions].tolist()) == episode.rewards
         earned = episode_return(tree, prices, episode.actions)
         assert earned.low == earned.high == pytest.approx(episode.total, abs=1e-9)
-        found = regret(values, earned)
+        found = regret(values.start, earned)
         assert found.low == found.high
         regrets.append(found.low)
     assert min(regrets) == pytest.approx(0.0, abs=1e-9)
@@ -138,7 +138,7 @@ def test_regret_holds_under_any_budget(settings: dict[str, Any]) -> None:
         left += inside < len(actions)
         earned = episode_return(cut, prices, actions[:inside])
         assert earned.low - 1e-9 <= true.low <= earned.high + 1e-9
-        wrong, right = regret(bounded, earned), regret(best, true)
+        wrong, right = regret(bounded.start, earned), regret(best.start, true)
         assert wrong.low - 1e-9 <= right.low <= wrong.high + 1e-9
     assert left > 5
 

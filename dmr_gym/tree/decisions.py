@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dmr_gym.errors import ConfigError
-from dmr_gym.tree.graph import RoutingTree
+from dmr_gym.tree.graph import NOWHERE, RoutingTree
 from dmr_gym.tree.values import TIE, Floats, Prices, Values, least_seconds
 from dmr_gym.types import IntArray
 
@@ -69,6 +69,23 @@ def decide(tree: RoutingTree, prices: Prices, values: Values, actions: Sequence[
         critical=_above(low[:, -1:], high[:, -1:], low[:, :-1], high[:, :-1]),
         fatal=fatal.astype(np.int64),
     )
+
+
+def harmless_actions(tree: RoutingTree) -> list[int]:
+    """The episode of the highest precision, each step taken by the lowest precision that takes the same one.
+
+    It is what a router would do that foresees every difference between precisions and nothing else: the best that
+    imitating the highest precision can reach. The actions end where the tree does.
+    """
+    actions: list[int] = []
+    state = 0
+    while state != NOWHERE and not tree.is_open[state]:
+        same = np.ones(len(tree.precisions), dtype=np.bool_)
+        for array in (tree.child, tree.row, tree.over):
+            same &= array[state] == array[state, -1]
+        actions.append(int(np.argmax(same)))
+        state = int(tree.child[state, -1])
+    return actions
 
 
 @dataclass(frozen=True, slots=True)

@@ -153,14 +153,17 @@ def episode_return(tree: RoutingTree, prices: Prices, actions: Sequence[int] | I
     return Interval(earned + float(low[states[-1]]), earned + float(high[states[-1]]))
 
 
-def regret(oracle: Values, earned: Interval) -> Interval:
-    """How much an episode lost against the best routing: bounds of V − R, at least 0.
+def regret(oracle: Interval, earned: Interval) -> Interval:
+    """How much an episode lacks to the best routing: bounds of V − R.
+
+    It is at least 0 under equal prices. A policy that asks no router, and is not charged for one, can beat an oracle
+    that pays for its router.
 
     Args:
-        oracle: from `best_values`, under prices with the router asked, as a router has to pay for it.
+        oracle: bounds of the best return, `Values.start`.
         earned: from `episode_return`.
     """
-    return Interval(max(float(oracle.low[0]) - earned.high, 0.0), max(float(oracle.high[0]) - earned.low, 0.0))
+    return Interval(oracle.low - earned.high, oracle.high - earned.low)
 
 
 def least_seconds(tree: RoutingTree, prices: Prices, success: bool) -> tuple[Floats, Floats]:
