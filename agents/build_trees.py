@@ -34,8 +34,9 @@ from dmr_gym.metrics import Interval
 from dmr_gym.parts import Parts, build_parts
 from dmr_gym.runs import provenance, write_json
 from dmr_gym.training import claim_folder, stop_on_signal
-from dmr_gym.tree.build import STATES_AT_ONCE, UNTIL, grow_trees
+from dmr_gym.tree.build import STATES_AT_ONCE, grow_trees
 from dmr_gym.tree.graph import INDEX_FILE, RoutingTree, load_trees, read_settings
+from dmr_gym.tree.growth import UNTIL
 from dmr_gym.tree.values import Prices, best_values, episode_return
 
 LIMITS = ("budget", "until", "states_at_once")

@@ -26,8 +26,9 @@ from dmr_gym.env import PrecisionRoutingEnv
 from dmr_gym.episode import Accounts, EpisodeState
 from dmr_gym.errors import ConfigError
 from dmr_gym.tree import build
-from dmr_gym.tree.build import grow_trees, state_key
+from dmr_gym.tree.build import grow_trees
 from dmr_gym.tree.graph import EDGE_ARRAYS, STATE_ARRAYS, RoutingTree, load_trees, read_settings
+from dmr_gym.tree.growth import state_key
 from dmr_gym.tree.values import least_seconds
 from dmr_gym.types import TaskStart
 

@@ -12,7 +12,7 @@ from tree_worlds import HASHED, TOY, grow, play, play_all, prices_of, random_act
 from dmr_gym.env import PrecisionRoutingEnv
 from dmr_gym.errors import ConfigError
 from dmr_gym.metrics import Interval
-from dmr_gym.tree import build
+from dmr_gym.tree import growth
 from dmr_gym.tree.graph import RoutingTree
 from dmr_gym.tree.values import (
     best_actions,
@@ -153,7 +153,7 @@ def test_merging_keeps_every_value(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = walk_settings()
     [merged] = grow(settings, tasks=1, budget=5000)
     counter = iter(range(10**6))
-    monkeypatch.setattr(build, "state_key", lambda state: next(counter))
+    monkeypatch.setattr(growth, "state_key", lambda state: next(counter))
     [apart] = grow(settings, tasks=1, budget=5000)
     assert len(apart) > 1.5 * len(merged)
     for lambda_ in LAMBDAS:
