@@ -25,6 +25,7 @@ from tree_worlds import (
 from dmr_gym.env import PrecisionRoutingEnv
 from dmr_gym.episode import Accounts, EpisodeState
 from dmr_gym.errors import ConfigError
+from dmr_gym.tasks.webshop.task import WebshopTask
 from dmr_gym.tree import build
 from dmr_gym.tree.build import grow_trees
 from dmr_gym.tree.graph import EDGE_ARRAYS, STATE_ARRAYS, RoutingTree, load_trees, read_settings
@@ -300,3 +301,21 @@ def test_each_state_asks_each_precision_once(monkeypatch: pytest.MonkeyPatch) ->
     trees = build.grow_trees(parts, parts.task_ids[:4], budget=50)
     assert sum(asked) == 3 * sum(tree.expanded for tree in trees)
     assert max(asked) == 3 * 4 * build.STATES_AT_ONCE
+
+
+def test_shopping_trips_that_look_alike_to_every_later_prompt_are_one_state() -> None:
+    """Two searches differ, but both trips are on the same page, with the same last pages, after as many steps."""
+    task = WebshopTask(panel="test", n_goals=1)
+
+    def trip(*actions: str) -> tuple[Any, Any]:
+        task.reset(task.task_ids[0])
+        assert [task.step(action).invalid_reason for action in actions] == [None] * len(actions)
+        return state_key(episode_state(task.snapshot())), task.prompt()
+
+    ways = [[f"search[{words}]", "click[back to search]", "search[green tea]"] for words in ("snack bar", "red shoes")]
+    (key, prompt), (other_key, other_prompt) = (trip(*way) for way in ways)
+    assert prompt != other_prompt
+    assert key != other_key
+    (key, prompt), (other_key, other_prompt) = (trip(*way, "click[1]") for way in ways)
+    assert (key, prompt) == (other_key, other_prompt)
+    assert key != trip("search[green tea]", "click[1]")[0], "the number of the step stands in the prompt"
