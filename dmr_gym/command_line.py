@@ -14,12 +14,18 @@ import gymnasium
 from dmr_gym.config import EnvConfig, load_config, read_toml, unknown_name
 from dmr_gym.errors import ConfigError, DMRGymError
 from dmr_gym.tasks import TASKS
+from dmr_gym.tree.answers import check_world
+from dmr_gym.tree.graph import load_trees
+from dmr_gym.tree.replay import TreeVectorEnv
 from dmr_gym.vector import PrecisionRoutingVectorEnv
 
 if TYPE_CHECKING:
     from dmr_gym.router import RouterConfig
 
 DEFAULT_ENV = "DMR-ALFWorld-v0"
+TREES = "trees"
+"""Kind of backend that `chosen_env` puts where ``--trees`` names a folder; `make_envs` alone knows it."""
+
 _NOT_IN_TABLES = ("help", "config", "env", "set")
 """Options that choose the file, or change what it says otherwise."""
 ROUTER_SIZES = ("n_layers", "d_model", "n_heads", "d_ff", "max_length")
@@ -110,11 +116,17 @@ def add_env_options(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder of the completion cache, shared between recipes (default: the --out folder's 'cache')",
     )
+    group.add_argument(
+        "--trees",
+        metavar="DIR",
+        help="play on the routing trees that agents/build_trees.py wrote there, without world and LLM",
+    )
 
 
 def env_options(args: argparse.Namespace) -> list[str]:
     """The options of `add_env_options` as another recipe is to be given them."""
     given = {"--env": args.env, "--config": args.config, "--num-envs": args.num_envs, "--cache-dir": args.cache_dir}
+    given["--trees"] = args.trees
     options = [text for name, value in given.items() if value is not None for text in (name, str(value))]
     return options + [text for setting in args.set for text in ("--set", setting)]
 
@@ -151,7 +163,7 @@ def chosen_env(args: argparse.Namespace, cache_dir: str | Path | None = None) ->
     """The registered id and the keywords that the options of `add_env_options` choose.
 
     Args:
-        args: with ``env``, ``config``, ``set`` and ``cache_dir``.
+        args: with ``env``, ``config``, ``set``, ``cache_dir`` and ``trees``, which takes the backend's place.
         cache_dir: of the completion cache, where neither ``--cache-dir`` nor the file names one.
 
     Raises:
@@ -168,6 +180,8 @@ def chosen_env(args: argparse.Namespace, cache_dir: str | Path | None = None) ->
         options = " or ".join(f"--{name.replace('_', '-')}" for name in vars(args) if name.endswith("panel"))
         raise ConfigError(f"--set task_kwargs.panel has no effect here: use {options or 'an option of the recipe'}")
     folder = args.cache_dir or config.cache_dir or cache_dir
+    if args.trees is not None:
+        config = replace(config, backend={"kind": TREES, "folder": args.trees})
     return env_id, replace(config, cache_dir=None if folder is None else str(folder))
 
 
@@ -194,9 +208,22 @@ def make_envs(config: EnvConfig, panel: str, num_envs: int, **live: Any) -> Prec
         panel: "train", "calibration", "validation" or "test".
         num_envs: sub-environments.
         **live: parts that stand in for those that the keywords describe, such as ``backend``.
+
+    Raises:
+        ConfigError: ``--trees`` names a folder without trees of the panel, or with those of another world; or trees
+            are to be played with live parts.
     """
     config = replace(config, task_kwargs={**config.task_kwargs, "panel": panel})
-    return PrecisionRoutingVectorEnv(num_envs, autoreset_mode="Disabled", **config.kwargs() | live)
+    if config.backend.get("kind") != TREES:
+        return PrecisionRoutingVectorEnv(num_envs, autoreset_mode="Disabled", **config.kwargs() | live)
+    if live:
+        raise ConfigError(f"this recipe needs {' and '.join(live)} themselves, which trees stand for: omit --trees")
+    trees = load_trees(Path(config.backend["folder"]) / panel)
+    check_world(trees, config)
+    cut = sum(not tree.is_complete for tree in trees)
+    if cut:
+        print(f"warning: {cut} of {len(trees)} trees of {panel} are cut off; an episode that leaves one ends there")
+    return TreeVectorEnv(trees, config, num_envs, autoreset_mode="Disabled")
 
 
 def first_tasks(envs: PrecisionRoutingVectorEnv, number: int | None) -> list[str]:

@@ -27,6 +27,27 @@ def valid_mask(observation: NDArray[Any]) -> NDArray[np.bool_]:
     return np.asarray((np.asarray(observation) != 0).any(axis=-1))
 
 
+def checked_row(embedding: FloatArray, dim: int) -> FloatArray:
+    """A row as observations hold it: a read-only copy of an embedding, (D,) float32 within [-1, 1].
+
+    Args:
+        embedding: (D,) float32 of unit norm.
+        dim: embedding width D.
+
+    Raises:
+        ConfigError: if it has another shape or is not of unit norm; a zero row would read as an unused one.
+    """
+    if embedding.shape != (dim,):
+        raise ConfigError(f"expected an embedding of shape ({dim},), got {embedding.shape}")
+    # Rounding may leave a coordinate of a unit vector one step outside the observation space.
+    row = np.minimum(np.asarray(embedding, dtype=np.float32), _ONE)
+    np.maximum(row, -_ONE, out=row)
+    if not 0.98 < (square := float(row @ row)) < 1.02:
+        raise ConfigError(f"the encoder must return unit vectors, got one of squared norm {square:.4g}")
+    row.flags.writeable = False
+    return row
+
+
 class History:
     """Stacked embeddings of one episode.
 
@@ -62,14 +83,7 @@ class History:
             ConfigError: if it has another shape or is not of unit norm; a zero row would read as an unused one.
         """
         length, dim = self._array.shape
-        if embedding.shape != (dim,):
-            raise ConfigError(f"expected an embedding of shape ({dim},), got {embedding.shape}")
-        # Rounding may leave a coordinate of a unit vector one step outside the observation space.
-        row = np.minimum(np.asarray(embedding, dtype=np.float32), _ONE)
-        np.maximum(row, -_ONE, out=row)
-        if not 0.98 < (square := float(row @ row)) < 1.02:
-            raise ConfigError(f"the encoder must return unit vectors, got one of squared norm {square:.4g}")
-        row.flags.writeable = False
+        row = checked_row(embedding, dim)
         if len(self._rows) < length:
             self._array[len(self._rows)] = row
             self._rows = (*self._rows, row)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from dmr_gym.config import EnvConfig, check_count, unknown_name
 from dmr_gym.episode import EpisodeState, Turn, choose_start
 from dmr_gym.errors import ConfigError
-from dmr_gym.parts import build_parts, routing_spaces
+from dmr_gym.parts import Parts, build_parts, routing_spaces
 from dmr_gym.render import check_render_mode, render_frame
 from dmr_gym.types import Backend, FloatArray, TaskStart
 
@@ -49,19 +49,21 @@ class PrecisionRoutingVectorEnv(VectorEnv[FloatArray, NDArray[np.int64], NDArray
         render_mode: str | None = None,
         **settings: Any,
     ) -> None:
-        check_count("num_envs", num_envs)
-        num_envs = int(num_envs)
         defaults = EnvConfig().kwargs()
         for key in settings:
             if key not in defaults:
                 raise ConfigError(unknown_name("PrecisionRoutingVectorEnv setting", key, defaults))
+        check_count("num_envs", num_envs)
+        self.render_mode = check_render_mode(render_mode, ["ansi", "rgb_array"])
+        self._set_up(build_parts(defaults | settings, copies=int(num_envs)), int(num_envs), autoreset_mode)
+
+    def _set_up(self, parts: Parts, num_envs: int, autoreset_mode: str | AutoresetMode) -> None:
         self.num_envs = num_envs
         self.autoreset_mode = _autoreset_mode(autoreset_mode)
         self.metadata = {"render_modes": ["ansi", "rgb_array"], "render_fps": 2, "autoreset_mode": self.autoreset_mode}
-        self.render_mode = check_render_mode(render_mode, self.metadata["render_modes"])
-        self._parts = build_parts(defaults | settings, copies=num_envs)
+        self._parts = parts
         self._rngs: list[tuple[np.random.Generator, int] | None] = [None] * num_envs
-        self.single_observation_space, self.single_action_space = routing_spaces(self._parts.rules)
+        self.single_observation_space, self.single_action_space = routing_spaces(parts.rules)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
 
@@ -129,10 +131,14 @@ class PrecisionRoutingVectorEnv(VectorEnv[FloatArray, NDArray[np.int64], NDArray
         for i, one in zip(chosen, self._listed("seed", seeds, chosen), strict=True):
             if one is not None:
                 self._rngs[i] = seeding.np_random(one)
-        starts = [self._choose(i, each[i]) for i in chosen]
-        texts = [self._parts.episodes[i].begin(*start) for i, start in zip(chosen, starts, strict=True)]
-        self._observe(chosen, texts)
-        return self._observations(), self._infos(chosen)
+        return self._begin(chosen, [self._choose(i, each[i]) for i in chosen])
+
+    def _begin(self, indices: Sequence[int], starts: Sequence[tuple[str, int]]) -> tuple[FloatArray, dict[str, Any]]:
+        """Start episodes by task id and sample index; return what reset does."""
+        self._observe(
+            indices, [self._parts.episodes[i].begin(*start) for i, start in zip(indices, starts, strict=True)]
+        )
+        return self._observations(), self._infos(indices)
 
     def step(
         self, actions: Any

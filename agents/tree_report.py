@@ -1,0 +1,303 @@
+"""Say what routing can gain on a panel, how far policies are from it, and how well KL labels find critical steps.
+
+The oracle is the best routing of each task, exact where its tree has all that matters and bounded elsewhere. A step of
+an episode at the highest precision is critical for a lower one if that one would cost more, in what follows, than the
+latency it saves. Policies are played on the trees; with ``--live`` in the environment itself, where none can leave the
+tree, and answers come from the completion cache or the LLM.
+
+    python agents/tree_report.py --trees runs/trees --out runs/tree-report
+    python agents/tree_report.py --trees runs/trees --kl runs/kl-test --router runs/kl-st/router --out runs/tree-report
+
+``--kl`` is what agents/collect_kl.py wrote for the same panel. ``--out`` then holds report.json, tree_report.png and
+decisions.jsonl, a line a step of the episodes at the highest precision.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dmr_gym.command_line import add_env_options, chosen_env, make_envs, recipe_parser, run
+from dmr_gym.config import EnvConfig
+from dmr_gym.deployment import DEFAULT_TAU, budget_text, check_router, forced_types, forcing, read_calibration
+from dmr_gym.errors import ConfigError
+from dmr_gym.kl_dataset import KLDataset
+from dmr_gym.kl_training import label_dataset
+from dmr_gym.latency import make_latency_model, price_source
+from dmr_gym.policies import Policy, RandomPolicy, RouterPolicy
+from dmr_gym.rollout import rollout
+from dmr_gym.router import PrecisionRouter
+from dmr_gym.runs import provenance, write_atomically, write_json
+from dmr_gym.tree.decisions import harmless_actions
+from dmr_gym.tree.figures import LabelCurve, Point, draw_report
+from dmr_gym.tree.frontier import panel_times
+from dmr_gym.tree.graph import RoutingTree, load_trees
+from dmr_gym.tree.replay import TreeVectorEnv
+from dmr_gym.tree.report import (
+    TreeEpisode,
+    decision_lines,
+    decision_row,
+    decisions_at_highest,
+    label_rows,
+    matching_kls,
+    mean_bounds,
+    on_tree,
+    policy_row,
+)
+from dmr_gym.tree.values import Prices, best_actions, best_values
+from dmr_gym.vector import PrecisionRoutingVectorEnv
+
+Played = dict[tuple[str, str], list[TreeEpisode]]
+"""Episodes by kind and name of the policy."""
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = recipe_parser(__doc__)
+    add = parser.add_argument
+    add("--out", type=Path, required=True, metavar="DIR", help="folder for everything this run writes")
+    add("--panel", default="test", help="panel of the trees (default: %(default)s)")
+    add("--kl", type=Path, metavar="DIR", help="folder that agents/collect_kl.py wrote for the same panel")
+    add("--router", type=Path, nargs="+", default=[], metavar="DIR", help="routers to place beside the oracle")
+    add(
+        "--thresholds",
+        type=Path,
+        metavar="FILE",
+        help="thresholds.json of agents/calibrate.py for the first router, which is then played at its budgets too",
+    )
+    add("--lambdas", type=float, nargs="+", default=[0.05, 0.1, 0.2, 0.4], metavar="X", help="(default: %(default)s)")
+    add("--random-seeds", type=int, default=3, metavar="N", help="runs of each random policy (default: %(default)s)")
+    add("--resamples", type=int, default=2000, metavar="N", help="bootstrap resamples (default: %(default)s)")
+    add("--live", action="store_true", help="play routers and random routing in the environment, not on the trees")
+    add_env_options(parser)
+    args = parser.parse_args(argv)
+    if args.trees is None:
+        raise ConfigError("tree_report.py needs --trees: the folder that agents/build_trees.py wrote")
+    if args.thresholds is not None and not args.router:
+        raise ConfigError("--thresholds are those of a router: name it with --router")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Value the trees, play the policies, and write tables and picture."""
+    args = parse_args(argv)
+    folder = Path(args.trees)
+    args.trees = None if args.live else args.trees
+    _, config = chosen_env(args, args.out / "cache")
+    trees = load_trees(folder / args.panel)
+    latency = make_latency_model(config.latency, config.precisions)
+    lambdas = list(dict.fromkeys([config.lambda_, *args.lambdas]))
+    prices = {x: Prices(latency, x) for x in lambdas}
+    here = prices[config.lambda_]
+
+    values = {x: [best_values(tree, price) for tree in trees] for x, price in prices.items()}
+    oracle = {x: [value.start for value in each] for x, each in values.items()}
+    best = [best_actions(tree, value) for tree, value in zip(trees, values[config.lambda_], strict=True)]
+    played: Played = {("oracle", "oracle"): [on_tree(n, trees[n], actions, here) for n, actions in enumerate(best)]}
+    played |= play(trees, here, config, args)
+    rows = [policy_row(*key, episodes, trees, oracle, prices, args.resamples) for key, episodes in played.items()]
+    times = panel_times(trees, here)
+    decisions = decisions_at_highest(trees, here)
+    kls, labels, curves = judge_labels(trees, decisions, args.kl)
+    record = {
+        "settings": json.loads(json.dumps(vars(args), default=str)),
+        "env": asdict(config),
+        "trees": describe_trees(trees, folder),
+        "oracle": {f"{x:g}": mean_bounds(each) for x, each in oracle.items()},
+        "oracle_without_router": {f"{x:g}": free_oracle(trees, price) for x, price in prices.items()},
+        "policies": rows,
+        "frontier": {"success": times.shown().success.tolist(), "time_s": times.shown().time_s.tolist()},
+        "frontier_bound": {"success": times.bound().success.tolist(), "time_s": times.bound().time_s.tolist()},
+        "steps_of_highest": {
+            f"{x:g}": {after: decision_row(decisions_at_highest(trees, price, after)) for after in ("best", "highest")}
+            for x, price in prices.items()
+        },
+        "kl_labels": labels,
+        **provenance(),
+    }
+    write_json(args.out / "report.json", record)
+    text = decision_lines(trees, decisions, kls)
+    write_atomically(args.out / "decisions.jsonl", lambda part: part.write_text(text, encoding="utf-8"))
+    shown = [row for row in rows if row["kind"] != "oracle" and not row["left_tree"]]
+    points = [Point(row["kind"], row["name"], row["success"], row["time_s"]) for row in shown]
+    picture, source = args.out / "tree_report.png", price_source(config.latency).label
+    drawn = (times.shown(), times.bound(), points, curves, source)
+    write_atomically(picture, lambda part: draw_report(*drawn, part))
+    show(record, lambdas, source)
+    print(f"picture: {picture}\nnumbers: {args.out / 'report.json'} and {args.out / 'decisions.jsonl'}")
+
+
+def play(trees: Sequence[RoutingTree], prices: Prices, config: EnvConfig, args: argparse.Namespace) -> Played:
+    """Episodes of the fixed precisions, of the routing that changes nothing, of routers, and of random routing."""
+    names, free = trees[0].precisions, prices.without_router()
+    high = len(names) - 1
+    played: Played = {}
+    for p in reversed(range(len(names))):
+        key = ("high" if p == high else "low", f"always {names[p]}")
+        played[key] = [on_tree(n, tree, tree.fixed_path(p), free) for n, tree in enumerate(trees)]
+    harmless = [on_tree(n, tree, harmless_actions(tree), prices) for n, tree in enumerate(trees)]
+    played["router", "lowest that agrees"] = harmless
+    if args.router or args.random_seeds:
+        envs = make_envs(config, args.panel, args.num_envs)
+        for name, policy in routers(config, args).items():
+            played["router", name] = episodes(envs, trees, policy, name)
+            actions = np.concatenate([episode.actions for episode in played["router", name]])
+            shares = (np.bincount(actions, minlength=len(names)) / len(actions)).tolist()
+            add_random(played, envs, trees, f"random like {name}", shares, args.random_seeds)
+        if not args.router:
+            add_random(played, envs, trees, "random", [1 / len(names)] * len(names), args.random_seeds)
+        envs.close()
+    return played
+
+
+def routers(config: EnvConfig, args: argparse.Namespace) -> dict[str, Policy]:
+    """Policies by name: each router at threshold 0.5, the first one at its budgets too."""
+    policies: dict[str, Policy] = {}
+    for path in args.router:
+        router = PrecisionRouter.load(path)
+        check_router(router, config)
+        name = path.parent.name if path.name == "router" else path.name
+        forced, high = forced_types(None, router), len(config.precisions) - 1
+        policies[f"{name} p≥{DEFAULT_TAU:g}"] = forcing(RouterPolicy(router, tau=DEFAULT_TAU), high, forced)
+        if args.thresholds is not None and path == args.router[0]:
+            for t in read_calibration(args.thresholds, router, None, None).thresholds:
+                policy = RouterPolicy(router, tau=t.value, tie_probability=t.tie_probability)
+                policies[f"{name} K={budget_text(t.budget)}"] = forcing(policy, high, forced)
+    return policies
+
+
+def episodes(
+    envs: PrecisionRoutingVectorEnv, trees: Sequence[RoutingTree], policy: Policy, title: str
+) -> list[TreeEpisode]:
+    """Play a policy once on every task."""
+    found = []
+    for number, t in enumerate(rollout(envs, policy, [tree.task_id for tree in trees], progress=title)):
+        is_whole = not isinstance(envs, TreeVectorEnv) or len(trees[number].path(t.actions)) == len(t.actions)
+        end = (t.success, t.time_s) if is_whole else None
+        found.append(TreeEpisode(number, t.actions.tolist(), bool(t.router_called.any()), end))
+    return found
+
+
+def add_random(
+    played: Played,
+    envs: PrecisionRoutingVectorEnv,
+    trees: Sequence[RoutingTree],
+    name: str,
+    shares: Sequence[float],
+    seeds: int,
+) -> None:
+    """Play random routing with these shares of the precisions, once a seed."""
+    runs = [episodes(envs, trees, RandomPolicy(shares, len(shares), seed), f"{name}, {seed}") for seed in range(seeds)]
+    if runs:
+        played["random", name] = [episode for run_of_seed in runs for episode in run_of_seed]
+
+
+def judge_labels(
+    trees: Sequence[RoutingTree], decisions: Any, folder: Path | None
+) -> tuple[Any, list[dict[str, Any]], list[LabelCurve]]:
+    """KLs of the decisions, how well they find critical steps, and the curves; nothing without a data set."""
+    if folder is None:
+        return None, [], []
+    dataset = KLDataset.load(folder / "kl.safetensors")
+    kls = matching_kls(trees, decisions, dict(zip(dataset.task_ids, dataset.split(dataset.kl_action), strict=True)))
+    _, labelling = label_dataset(dataset, "action", None)
+    return kls, *label_rows(trees[0].precisions[:-1], decisions, kls, labelling.thresholds)
+
+
+def describe_trees(trees: Sequence[RoutingTree], folder: Path) -> dict[str, Any]:
+    """How far the trees reach."""
+    return {
+        "folder": str(folder),
+        "trees": len(trees),
+        "complete": sum(tree.is_complete for tree in trees),
+        "states": np.quantile([tree.expanded for tree in trees], [0, 0.25, 0.5, 0.75, 1]).tolist(),
+        "states_of_all": sum(tree.expanded for tree in trees),
+    }
+
+
+def free_oracle(trees: Sequence[RoutingTree], prices: Prices) -> tuple[float, float]:
+    """The oracle's mean return if asking a router took no time."""
+    return mean_bounds([best_values(tree, prices.without_router()).start for tree in trees])
+
+
+def show(record: dict[str, Any], lambdas: Sequence[float], prices: str) -> None:
+    """Print the tables."""
+    from rich.console import Console
+
+    console = Console()
+    # A file or a narrow window gets whole lines rather than numbers cut in the middle.
+    console.width = max(console.width, 140)
+    trees = record["trees"]
+    print(f"{trees['complete']} of {trees['trees']} trees are complete, {trees['states_of_all']:,} states in all")
+    console.print(policy_table(record, [f"{x:g}" for x in lambdas], prices), step_table(record), label_table(record))
+
+
+def policy_table(record: dict[str, Any], lambdas: Sequence[str], prices: str) -> Any:
+    """A line a policy: what it earns at each λ, and what it lacks to the oracle at the environment's."""
+    table = _table(f"mean return; * some episodes left their trees\nmodelled seconds, {prices}")
+    first = lambdas[0]
+    for title in ("success %", "time, s", "high %", *(f"λ={x}" for x in lambdas), f"regret at λ={first}"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for row in record["policies"]:
+        at = row["by_lambda"]
+        lacks, ci = at[first]["regret"], at[first]["regret_ci"]
+        star = " *" if row["left_tree"] else ""
+        numbers = [f"{100 * row['success']:.1f}", f"{row['time_s']:.2f}", f"{100 * row['high_share']:.0f}"]
+        gap = f"{_bounds(lacks)} [{ci[0]:.3f}, {ci[1]:.3f}]"
+        table.add_row(row["name"] + star, *numbers, *(_bounds(at[x]["return"]) for x in lambdas), gap)
+    return table
+
+
+def step_table(record: dict[str, Any]) -> Any:
+    """A line a λ: what the steps of the highest precision's episodes are."""
+    table = _table("steps of the episodes at the highest precision, %; of each lower precision")
+    for title in ("steps", "same", "critical", "unknown", "fatal", "unknown"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for x, kinds in record["steps_of_highest"].items():
+        for after, row in kinds.items():
+            columns = (
+                [row["same"]],
+                *(row[name] for name in ("critical", "critical_unknown", "fatal", "fatal_unknown")),
+            )
+            shares = [" / ".join(f"{100 * share:.1f}" for share in each) for each in columns]
+            table.add_row(f"λ={x}, then {after}", str(row["steps"]), *shares)
+    return table
+
+
+def label_table(record: dict[str, Any]) -> Any:
+    """A line a label: how well it finds critical steps."""
+    table = _table("labels of critical steps, %" if record["kl_labels"] else "no KLs: --kl compares labels")
+    for title in ("labelled", "precision", "recall", "average precision", "critical"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for row in record["kl_labels"]:
+        for name in ("kl_st", "actions_differ"):
+            one = row[name]
+            numbers = [f"{100 * one[key]:.1f}" for key in ("labelled", "precision", "recall")]
+            area = f"{100 * row['average_precision']:.1f}" if name == "kl_st" else ""
+            label = f"KL > {one['threshold']:.2g} nats" if name == "kl_st" else "actions differ"
+            table.add_row(f"{row['precision']}: {label}", *numbers, area, f"{100 * row['critical']:.1f}")
+    return table
+
+
+def _table(title: str) -> Any:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title, box=box.SIMPLE_HEAD)
+    table.add_column("", no_wrap=True)
+    return table
+
+
+def _bounds(bounds: Sequence[float]) -> str:
+    low, high = bounds
+    return f"{low:.3f}" if high - low < 5e-4 else f"{low:.3f} to {high:.3f}"
+
+
+if __name__ == "__main__":
+    run(main)
