@@ -86,7 +86,9 @@ HELP = {
 def parse_args(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     """Read the command line; what is not known here is for the training."""
     parser = recipe_parser(__doc__)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="COMMAND", parser_class=argparse.ArgumentParser
+    )
     for name in ("depth", "threshold", "tokens"):
         command = commands.add_parser(name, allow_abbrev=False, help=HELP[name])
         add = command.add_argument

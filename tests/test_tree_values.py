@@ -16,6 +16,7 @@ from dmr_gym.metrics import Interval
 from dmr_gym.tree import growth
 from dmr_gym.tree.graph import RoutingTree
 from dmr_gym.tree.values import (
+    Prices,
     best_actions,
     best_values,
     episode_return,
