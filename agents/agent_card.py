@@ -98,13 +98,14 @@ def panels(config: EnvConfig, args: argparse.Namespace) -> list[Panel]:
     """The embedded test panel, and the official one where its folder is given.
 
     Raises:
-        ConfigError: the official one is to be played by a precision that is not measured.
+        ConfigError: the official one is to be played by a precision that is not measured, or by one alone.
     """
     found = [Panel("embedded test", config, "test")]
     if args.official:
         names = tuple(args.official_precisions or config.precisions)
-        if set(names) - set(config.precisions):
-            raise ConfigError(f"--official-precisions must be among {', '.join(config.precisions)}; found {names}")
+        if set(names) - set(config.precisions) or len(set(names)) < 2:
+            known, got = ", ".join(config.precisions), ", ".join(names)
+            raise ConfigError(f"--official-precisions must be two or more of {known}; found {got}")
         names = tuple(name for name in config.precisions if name in names)
         latency = {"ms_per_token": dict.fromkeys(names, 0.0), "router_ms": 0.0}
         kwargs = {**config.task_kwargs, "source": args.official}

@@ -84,7 +84,13 @@ def parse_args(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str
         metavar="X",
         help="reward a second of latency costs",
     )
-    add("--advantages", nargs="+", choices=(*ADVANTAGE_MODES, "state"), default=["mean"], help="(default: mean)")
+    add(
+        "--advantages",
+        nargs="+",
+        choices=(*ADVANTAGE_MODES, *train_grpo.STATE_MODES),
+        default=["mean"],
+        help="(default: mean)",
+    )
     add("--seeds", type=int, default=5, metavar="N", help="training runs of each setting (default: %(default)s)")
     add("--test-panel", default="test", help="panel to report (default: %(default)s)")
     add("--test-tasks", type=int, metavar="N", help="first N tasks of that panel (default: all)")

@@ -66,6 +66,7 @@ from dmr_gym.training import (
 )
 from dmr_gym.vector import PrecisionRoutingVectorEnv
 
+STATE_MODES = ("state", "successor")
 FREE = ("resume", "cache_dir", "checkpoint_every")
 """Options that may differ when a run is resumed: they change no bit of what is learnt."""
 COLLAPSED_SHARE, COLLAPSED_UPDATES = 0.995, 5
@@ -98,7 +99,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--group-size", type=int, default=8, metavar="G", help="episodes of each task (default: %(default)s)")
     add(
         "--advantages",
-        choices=(*ADVANTAGE_MODES, "state"),
+        choices=(*ADVANTAGE_MODES, *STATE_MODES),
         default="mean",
         help="one for a trajectory, or for each decision: state, see state_advantages (default: %(default)s)",
     )
@@ -266,9 +267,16 @@ class Trainer:
     def advantages(self, played: Sequence[Trajectory], returns: np.ndarray, success: np.ndarray) -> list[np.ndarray]:
         """An advantage a decision: M * G arrays (T_i,), from (M, G) returns and success."""
         size = self.args.group_size
-        if self.args.advantages == "state":
+        if self.args.advantages in STATE_MODES:
+            successors = self.args.advantages == "successor"
             groups = [played[start : start + size] for start in range(0, len(played), size)]
-            each = [a for g in groups for a in state_advantages([t.rewards for t in g], [t.state_keys() for t in g])]
+            each = [
+                advantage
+                for group in groups
+                for advantage in state_advantages(
+                    [t.rewards for t in group], [t.state_keys() for t in group], successors
+                )
+            ]
         else:
             values = group_advantages(returns, self.args.advantages).ravel()
             each = [np.full(len(t.actions), value) for t, value in zip(played, values, strict=True)]

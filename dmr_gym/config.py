@@ -6,9 +6,8 @@
     env = PrecisionRoutingEnv(**config.kwargs())
     (run / "env.toml").write_text(to_toml(config))
 
-The recipes read ``--config``, ``--env`` and ``--set`` with it (`dmr_gym.command_line`). A table of the file replaces
-the default of a mapping field as a whole: ``[backend]`` is not merged with the default backend. Tables in
-`EnvConfig.recipe_tables` are for the recipes of their names.
+The recipes read ``--config``, ``--env`` and ``--set`` with it (`dmr_gym.command_line`), and their own tables in a file.
+A table replaces the default of a mapping field as a whole: ``[backend]`` is not merged with the default backend.
 """
 
 from __future__ import annotations

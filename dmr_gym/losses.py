@@ -124,15 +124,18 @@ def group_advantages(returns: NDArray[np.float64], mode: AdvantageMode = "mean")
 
 
 def state_advantages(
-    rewards: Sequence[NDArray[np.float64]], states: Sequence[Sequence[Hashable]]
+    rewards: Sequence[NDArray[np.float64]], states: Sequence[Sequence[Hashable]], successors: bool = False
 ) -> list[NDArray[np.float64]]:
     """Give every decision of a group an advantage of its own, from the members that stood in the same state.
 
     Under greedy decoding the members of a group often reach the same state, as two precisions often say the same.
-    There, the mean of what they got from then on estimates the state's value, and a decision is credited with what came
-    after it alone::
+    There, the mean of what they got from then on estimates the state's value V(s), and a decision is credited with what
+    came after it alone::
 
-        A_t = Σ_{u >= t} r_u − mean over the members in this state at t of the same sum
+        A_t = Σ_{u >= t} r_u − V(s_t)             or, with successors,             A_t = r_t + V(s_{t+1}) − V(s_t)
+
+    With ``successors`` a decision is not credited with later ones either, where others came to the same next state: if
+    all precisions lead there, nothing but their latency tells them apart, and the advantage has no noise at all.
 
     A member that stands alone keeps the advantage of its last step in company: that is where it parted. No baseline
     depends on the decision but through the member's own part in the mean, so the gradient's expectation is that of
@@ -141,6 +144,7 @@ def state_advantages(
     Args:
         rewards: of G trajectories of one task, (T_i,) float64 each.
         states: of the same trajectories, T_i keys each, equal where everything that was observed is.
+        successors: value the next state by all members that reached it.
 
     Returns:
         G arrays (T_i,) float64.
@@ -151,18 +155,21 @@ def state_advantages(
     if not rewards or [len(r) for r in rewards] != [len(s) for s in states]:
         raise ConfigError("state advantages need a group of trajectories with a state for each reward")
     to_go = [np.cumsum(r[::-1])[::-1] for r in rewards]
-    members: dict[tuple[int, Hashable], list[int]] = {}
-    for index, keys in enumerate(states):
-        for t, key in enumerate(keys):
-            members.setdefault((t, key), []).append(index)
+    members: dict[tuple[int, Hashable], list[float]] = {}
+    for later, keys in zip(to_go, states, strict=True):
+        for place, value in zip(enumerate(keys), later.tolist(), strict=True):
+            members.setdefault(place, []).append(value)
+    values = {place: float(np.mean(found)) for place, found in members.items()}
     advantages = [np.zeros(len(r)) for r in rewards]
-    for index, keys in enumerate(states):
-        for t, key in enumerate(keys):
-            company = members[t, key]
-            if len(company) > 1:
-                advantages[index][t] = to_go[index][t] - np.mean([to_go[other][t] for other in company])
+    for advantage, later, reward, keys in zip(advantages, to_go, rewards, states, strict=True):
+        for t, place in enumerate(enumerate(keys)):
+            if len(members[place]) > 1:
+                gained = later[t]
+                if successors and t + 1 < len(keys):
+                    gained = reward[t] + values[t + 1, keys[t + 1]]
+                advantage[t] = gained - values[place]
             elif t > 0:
-                advantages[index][t] = advantages[index][t - 1]
+                advantage[t] = advantage[t - 1]
     return advantages
 
 

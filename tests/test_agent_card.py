@@ -90,3 +90,5 @@ def test_one_precision_is_no_card(tmp_path: Path) -> None:
     """There is nothing to compare with one precision, and the message says so."""
     with pytest.raises(ConfigError, match="two precisions or more, found high"):
         run(tmp_path, "--precisions", "high")
+    with pytest.raises(ConfigError, match="must be two or more of low, high; found high"):
+        run(tmp_path, "--official", str(tmp_path), "--official-precisions", "high")

@@ -150,12 +150,19 @@ def test_the_fit_sees_what_the_server_had_to_compute() -> None:
 
 
 def test_a_projected_precision_decodes_1_15_times_as_fast_as_its_source() -> None:
-    """Its prefill is that of its source, and it has no interval, as nothing was measured."""
-    found = estimate({"w4": FAST, "bf16": SLOW}, ROUTED, {"w3": "w4"}, block_tokens=1, resamples=10)
-    assert found.kinds["token-linear"]["ms_per_token"]["w3"] == round(27.5 / 1.15, 4)
+    """Its prefill is that of its source, and it has no interval, as nothing was measured.
+
+    Calls of 2 ms a prompt token, 10 ms a new one and 50 ms besides: 360 + 180 + 200 ms for 18 new tokens.
+    """
+    calls = [(0.002 * p + 0.010 * n + 0.050, p, 0, n) for p, n in ((50, 9), (20, 3), (100, 5), (10, 1))]
+    found = estimate({"w4": [session(*calls)]}, ROUTED, {"w3": "w4"}, block_tokens=1, resamples=10)
+    seconds = 0.002 * 180 + 0.010 * 18 + 4 * 0.050
+    assert found.kinds["token-linear"]["ms_per_token"]["w4"] == pytest.approx(1000 * seconds / 18, abs=1e-4)
+    assert found.kinds["token-linear"]["ms_per_token"]["w3"] == pytest.approx(1000 * seconds / 18 / 1.15, abs=1e-4)
     fitted = found.kinds["prefill-decode"]
-    assert fitted["ms_per_prefill_token"]["w3"] == fitted["ms_per_prefill_token"]["w4"]
-    assert fitted["ms_per_decode_token"]["w3"] == pytest.approx(fitted["ms_per_decode_token"]["w4"] / 1.15, abs=1e-4)
+    assert fitted["ms_per_prefill_token"] == pytest.approx({"w4": 2.0, "w3": 2.0}, abs=1e-4)
+    assert fitted["ms_per_decode_token"] == pytest.approx({"w4": 10.0, "w3": 10 / 1.15}, abs=1e-4)
+    assert fitted["ms_per_call"] == pytest.approx({"w4": 50.0, "w3": 50.0}, abs=1e-4)
     assert "w3" not in found.intervals["token-linear"]["ms_per_token"]
     assert "w3" not in found.fit
 
