@@ -27,6 +27,7 @@ from dmr_gym.encoders import make_encoder
 from dmr_gym.env import PrecisionRoutingEnv
 from dmr_gym.tasks import make_task
 
+ENVS = ("DMR-ALFWorld-v0", "DMR-WebShop-v0")
 WARM_STEPS = 10_000
 BATCH = 16
 
@@ -129,22 +130,27 @@ def time_shares(settings: dict[str, Any], steps: int) -> dict[str, dict[str, flo
     return shares
 
 
-def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Measure and print two tables."""
-    parser = argparse.ArgumentParser(description="steps a second of the environment, and where the time goes")
-    parser.add_argument("--env", default="DMR-ALFWorld-v0", metavar="ID", help="(default: %(default)s)")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a keyword, as in TOML")
-    parser.add_argument("--steps", type=int, default=400, help="steps of a cold measurement (default: %(default)s)")
-    args = parser.parse_args(argv)
-    settings = env_config(args.env, args.set).kwargs()
-    figures = steps_per_second(args.env, settings, args.steps)
+def measure(env_id: str, settings: dict[str, Any], steps: int) -> dict[str, Any]:
+    """Measure one environment and print its two tables."""
+    figures = steps_per_second(env_id, settings, steps)
     for name, value in figures.items():
-        print(f"{args.env}, {name:<20} {value:>12,.1f} steps/s", flush=True)
-    shares = time_shares(settings, args.steps)
+        print(f"{env_id}, {name:<20} {value:>12,.1f} steps/s", flush=True)
+    shares = time_shares(settings, steps)
     print(f"\n{'processor ms a step, alone':<28}{'cold':>10}{'warm':>10}")
     for name in shares["cold"]:
         print(f"{name:<28}{shares['cold'][name]:>10.4f}{shares['warm'][name]:>10.4f}")
-    return {"env": args.env, "steps_per_second": figures, "ms_per_step": shares}
+    print()
+    return {"steps_per_second": figures, "ms_per_step": shares}
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Measure each environment; returns the figures by id."""
+    parser = argparse.ArgumentParser(description="steps a second of the environment, and where the time goes")
+    parser.add_argument("--env", nargs="+", default=list(ENVS), metavar="ID", help="(default: %(default)s)")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a keyword, as in TOML")
+    parser.add_argument("--steps", type=int, default=400, help="steps of a cold measurement (default: %(default)s)")
+    args = parser.parse_args(argv)
+    return {env_id: measure(env_id, env_config(env_id, args.set).kwargs(), args.steps) for env_id in args.env}
 
 
 if __name__ == "__main__":

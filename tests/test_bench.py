@@ -37,7 +37,7 @@ def test_driver_refuses_unknown_names(capsys: pytest.CaptureFixture[str]) -> Non
 def test_environment_is_measured_alone_and_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """All four speeds are positive, and the parts of a step add up to no more than its whole time."""
     monkeypatch.setattr(bench_env, "WARM_STEPS", 64)
-    figures = bench_env.main(["--env", "DMR-Toy-v0", "--steps", "32"])
+    figures = bench_env.main(["--env", "DMR-Toy-v0", "--steps", "32"])["DMR-Toy-v0"]
     assert len(figures["steps_per_second"]) == 4
     assert all(value > 0 for value in figures["steps_per_second"].values())
     for state in ("cold", "warm"):
