@@ -41,7 +41,7 @@ def completion_fields(request: Request, template_options: Mapping[str, Any]) -> 
     """
     sampling, prompt = request.sampling, request.prompt
     check_sampling(sampling)
-    body = {
+    body: dict[str, Any] = {
         **prompt_fields(prompt, template_options),
         "max_tokens": sampling.max_tokens,
         "temperature": sampling.temperature,
@@ -153,7 +153,9 @@ def to_distributions(
     indices = np.zeros((len(rows), width), dtype=np.int64)
     for t, row in enumerate(rows):
         if len(row) < width:
-            raise BackendError(f"the server at {url} gives {len(row)} log-probabilities a token, {width} were asked for")
+            raise BackendError(
+                f"the server at {url} gives {len(row)} log-probabilities a token, {width} were asked for"
+            )
         ids = np.fromiter(row.keys(), dtype=np.int64, count=len(row))
         values = np.fromiter(row.values(), dtype=np.float32, count=len(row))
         # By id for a whole vocabulary; else the most probable first, of equals the lower id. A server may add the token

@@ -306,7 +306,9 @@ def _json(response: httpx.Response, server: Server) -> Any:
     try:
         return response.json()
     except ValueError as error:
-        raise BackendError(f"{server.url} is no OpenAI-compatible server: it answered {response.text[:80]!r}") from error
+        raise BackendError(
+            f"{server.url} is no OpenAI-compatible server: it answered {response.text[:80]!r}"
+        ) from error
 
 
 def _message(response: httpx.Response) -> str:

@@ -1,8 +1,8 @@
 """LLM copies behind vLLM, or another OpenAI-compatible server: one or more servers a precision.
 
-Text prompts go to ``/v1/completions`` as they are, chat turns to ``/v1/chat/completions``, where the server renders them
-with its model's template. A server adds defaults of its model to what a call does not say (top_k = 20 for Qwen3), so a
-call says everything: its answer has the distribution that `SamplingParams` describes.
+Text prompts go to ``/v1/completions`` as they are, chat turns to ``/v1/chat/completions``, where the server renders
+them with its model's template. A server adds defaults of its model to what a call does not say (top_k = 20 for Qwen3),
+so a call says everything: its answer has the distribution that `SamplingParams` describes.
 
 Next-token distributions along a given completion come from calls of one new token, one a position, with the prompt and
 the completion so far as token ids; the server's prefix cache computes each token once. Entries are named by token ids:
@@ -19,8 +19,9 @@ import re
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 from dmr_gym.backends._event_loop import EventLoop, all_of
@@ -113,13 +114,43 @@ class VLLMBackend:
             BackendError: an unknown precision, settings out of range, or servers that cannot answer; the message says
                 what to change.
         """
+        found = dict(pair for group in self.generate_each(requests) for pair in group)
+        return [found[i] for i in range(len(requests))]
+
+    def generate_each(self, requests: Sequence[Request]) -> Iterator[list[tuple[int, Completion]]]:
+        """Complete every prompt, all at once, and yield answers with the indices of their requests as they come.
+
+        Raises:
+            BackendError: as `generate`; what has not come by then does not come.
+        """
         link = self._link()
         calls = [(link.of(r.precision), r, completion_fields(r, self._template_options)) for r in requests]
         # Sessions go to their servers first: only then is it known which of those has the fewest calls.
         order = sorted(range(len(calls)), key=lambda i: not calls[i][0].knows(calls[i][1].session))
-        found = link.loop.run(all_of([link.complete(*calls[i]) for i in order]))
-        completions = dict(zip(order, found, strict=True))
-        return [completions[i] for i in range(len(calls))]
+        arrived: SimpleQueue[tuple[int, Completion] | None] = SimpleQueue()
+
+        async def one(i: int) -> None:
+            arrived.put((i, await link.complete(*calls[i])))
+
+        async def everyone() -> None:
+            try:
+                await all_of([one(i) for i in order])
+            finally:
+                arrived.put(None)
+
+        future = link.loop.start(everyone())
+        try:
+            group = [arrived.get()]
+            while group:
+                while not arrived.empty():
+                    group.append(arrived.get())
+                answers = [entry for entry in group if entry is not None]
+                if answers:
+                    yield answers
+                group = [arrived.get()] if len(answers) == len(group) else []
+            future.result()
+        finally:
+            future.cancel()
 
     def token_distributions(self, requests: Sequence[DistributionRequest]) -> list[TokenDistributions]:
         """Score completions under teacher forcing.
