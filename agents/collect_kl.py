@@ -8,6 +8,7 @@ How this differs from the paper, which does not state the first two choices:
 1. The divergence is KL(high || low) in nats, exact over the vocabulary, averaged over the tokens of the action block.
    ``--direction`` and ``--reduce`` change it; the data set also holds the value over all tokens of the completion.
 2. With ``--top-k`` all vocabulary entries that are not kept on both sides count as one: the KL is then a lower bound.
+   So it is with servers that do not give whole vocabularies; run.json says how many entries were kept.
 3. The thresholds that the picture shows are found on action steps alone, as the paper does for ALFWorld. Steps of every
    type are recorded, and agents/train_kl_st.py --steps chooses.
 4. With more than two precisions each lower one is compared with the highest.
@@ -32,6 +33,7 @@ from typing import Any
 
 import numpy as np
 
+from dmr_gym.backends import logprob_limit
 from dmr_gym.command_line import add_env_options, chosen_env, first_tasks, make_envs, recipe_parser, run
 from dmr_gym.encoders import make_encoder
 from dmr_gym.errors import ConfigError
@@ -80,7 +82,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     env_id, config = chosen_env(args, args.out / "cache")
     envs = make_envs(config, args.panel, args.num_envs)
     task_ids = first_tasks(envs, args.tasks)
-    options = {"direction": args.direction, "reduce": args.reduce, "top_k": args.top_k}
+    allowed = logprob_limit(envs.backend)
+    top_k = allowed if args.top_k is None else args.top_k
+    if args.top_k is None and allowed is not None:
+        print(f"the servers give at most {allowed} entries a token, which --max-logprobs -1 of vLLM would lift")
+    options = {"direction": args.direction, "reduce": args.reduce, "top_k": top_k}
     settings = {
         "env_id": env_id,
         # Where answers are kept does not change them, so a data set may be continued with another cache.
@@ -110,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     dataset = KLDataset.concatenate([KLDataset.load(path) for path in paths.values()])
     dataset.save(args.out / "kl.safetensors", settings)
     _, labelling = label_dataset(dataset, "action", None)
-    lower, bound = envs.precisions[:-1], args.top_k is not None
+    lower, bound = envs.precisions[:-1], top_k is not None
     kls, taus, picture = labelling.counted_kls(dataset), labelling.thresholds, args.out / "kl_histogram.png"
     write_atomically(picture, lambda part: draw_kls(kls, lower, taus, labelling.plateaus, part, bound=bound))
     summary = summarize(dataset, labelling)
@@ -127,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"{summary['episodes']} episodes, {summary['steps']} steps, success of high precision {summary['success']:.1%}"
     )
     if bound:
-        print(f"the KLs are lower bounds: only the {args.top_k} likeliest tokens of each precision are told apart")
+        print(f"the KLs are lower bounds: only the {top_k} likeliest tokens of each precision are told apart")
     for line in labelling_lines(labelling, lower):
         print(line)
     print(f"wrote {args.out / 'kl.safetensors'} and {picture}")

@@ -10,12 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any, TypeVar
 
 import numpy as np
 
+from dmr_gym.backends.streaming import StreamingBackend
 from dmr_gym.errors import CacheError
 from dmr_gym.store import CompletionCache
 from dmr_gym.types import (
@@ -117,6 +118,36 @@ class CachedBackend(_Cached):
         keys = [self._completion_key(request) for request in requests]
         values, computed = self._look_up(keys, requests, self.backend.generate, _pack_completion)
         return [_unpack_completion(value, i not in computed) for i, value in enumerate(values)]
+
+    def generate_each(self, requests: Sequence[Request]) -> Iterator[list[tuple[int, Completion]]]:
+        """Complete every prompt as `generate` does, and yield answers with the indices of their requests as they come.
+
+        Found ones come first. A backend that has all its answers at once makes one group of all.
+        """
+        if not isinstance(self.backend, StreamingBackend):
+            yield list(enumerate(self.generate(requests)))
+            return
+        keys = [self._completion_key(request) for request in requests]
+        found = self.store.get_many(keys)
+        waiting: dict[bytes, list[int]] = {}
+        for i, key in enumerate(keys):
+            if key not in found:
+                waiting.setdefault(key, []).append(i)
+        present = [(i, _unpack_completion(found[key], True)) for i, key in enumerate(keys) if key in found]
+        self.hits += len(present)
+        if present:
+            yield present
+        missing = list(waiting)
+        if not missing:
+            return
+        for group in self.backend.generate_each([requests[waiting[key][0]] for key in missing]):
+            fresh = {missing[j]: _pack_completion(completion) for j, completion in group}
+            stored = self.store.put_many(fresh)
+            computed = {waiting[key][0] for key in fresh if stored[key] == fresh[key]}
+            answers = [(i, _unpack_completion(stored[key], i not in computed)) for key in fresh for i in waiting[key]]
+            self.misses += len(computed)
+            self.hits += len(answers) - len(computed)
+            yield answers
 
     def token_distributions(self, requests: Sequence[DistributionRequest]) -> list[TokenDistributions]:
         """Score completions: those with a ``top_k`` from the store where possible, whole vocabularies always anew.

@@ -195,7 +195,9 @@ class Episode:
         if not 0 <= index < len(precisions):
             meaning = ", ".join(f"{i} = {name}" for i, name in enumerate(precisions))
             raise InvalidAction(f"expected an action among {meaning}, got {action!r}")
-        return Request(self.task.prompt(), precisions[index], self.rules.sampling, self._sample_index)
+        # Repeats of one task begin alike, so one server's prefix cache serves them all best.
+        session = f"{self.start.task_id}#{self._sample_index}"
+        return Request(self.task.prompt(), precisions[index], self.rules.sampling, self._sample_index, session)
 
     def apply(self, request: Request, completion: Completion) -> str:
         """Carry out a completion, book what it cost, and return the text of its row.

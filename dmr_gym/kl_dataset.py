@@ -152,7 +152,8 @@ def _scored(
             completion = turn.completion
             stop = turn.request.sampling.stop[:1] if completion.finish_reason == "stop" else ()
             text = completion.text + "".join(stop)
-            requests += [DistributionRequest(turn.request.prompt, text, name, top_k) for name in backend.precisions]
+            prompt, session = turn.request.prompt, turn.request.session
+            requests += [DistributionRequest(prompt, text, name, top_k, session) for name in backend.precisions]
         answers = iter(backend.token_distributions(requests))
         for t, turn in enumerate(chunk, start):
             yield t, turn, [next(answers) for _ in backend.precisions]

@@ -50,12 +50,22 @@ Prompt = str | tuple[Message, ...]
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One LLM call: ``precision`` names the copy that answers; ``sample_index`` tells equal calls apart."""
+    """One LLM call.
+
+    Attributes:
+        prompt: text or chat turns.
+        precision: the copy that answers.
+        sampling: how the answer is decoded.
+        sample_index: tells equal calls apart.
+        session: calls of one episode share it, so that a backend with several servers can send them to the one that
+            has their prefix in its cache. It changes no answer.
+    """
 
     prompt: Prompt
     precision: str
     sampling: SamplingParams = field(default_factory=SamplingParams)
     sample_index: int = 0
+    session: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +100,14 @@ class DistributionRequest:
         completion: text that some precision generated after the prompt, its stop string appended if it stopped.
         precision: the copy that is asked.
         top_k: keep only the K most probable tokens a position; None keeps the whole vocabulary.
+        session: as in `Request`.
     """
 
     prompt: Prompt
     completion: str
     precision: str
     top_k: int | None = None
+    session: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)

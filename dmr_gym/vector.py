@@ -13,12 +13,13 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
+from dmr_gym.backends.streaming import generate_each
 from dmr_gym.config import EnvConfig, check_count, unknown_name
 from dmr_gym.episode import EpisodeState, Turn, choose_start
 from dmr_gym.errors import ConfigError
 from dmr_gym.parts import Parts, build_parts, routing_spaces
 from dmr_gym.render import check_render_mode, render_frame
-from dmr_gym.types import Backend, FloatArray, TaskStart
+from dmr_gym.types import Backend, FloatArray, Request, TaskStart
 
 
 class PrecisionRoutingVectorEnv(VectorEnv[FloatArray, NDArray[np.int64], NDArray[Any]]):
@@ -158,16 +159,10 @@ class PrecisionRoutingVectorEnv(VectorEnv[FloatArray, NDArray[np.int64], NDArray
         actions = np.asarray(actions)
         if actions.shape != (self.num_envs,):
             raise InvalidAction(f"expected {self.num_envs} actions, got an array of shape {actions.shape}")
-        parts, episodes = self._parts, self._parts.episodes
-        mode = self.autoreset_mode
+        episodes, mode = self._parts.episodes, self.autoreset_mode
         resetting = [i for i, e in enumerate(episodes) if e.over] if mode is AutoresetMode.NEXT_STEP else []
         stepping = [i for i in range(self.num_envs) if i not in resetting]
-        requests = [episodes[i].request(actions[i]) for i in stepping]
-        completions = parts.backend.generate(requests) if requests else []
-        calls = zip(stepping, requests, completions, strict=True)
-        texts = [episodes[i].apply(request, completion) for i, request, completion in calls]
-        texts += [episodes[i].begin(*self._choose(i)) for i in resetting]
-        self._observe(stepping + resetting, texts)
+        self._carry_out(stepping, [episodes[i].request(actions[i]) for i in stepping], resetting)
 
         rewards = np.zeros(self.num_envs)
         rewards[stepping] = [episodes[i].turns[-1].reward for i in stepping]
@@ -204,6 +199,27 @@ class PrecisionRoutingVectorEnv(VectorEnv[FloatArray, NDArray[np.int64], NDArray
     def close_extras(self, **kwargs: Any) -> None:
         """Close the cache and whatever else this environment has opened; live objects of the caller stay open."""
         self._parts.close()
+
+    def _carry_out(self, stepping: list[int], requests: Sequence[Request], resetting: list[int]) -> None:
+        """Let answers reach their episodes as they come, then start new ones; after an error all are as before."""
+        episodes = self._parts.episodes
+        left = len(stepping)
+        before: dict[int, EpisodeState] = {}
+        try:
+            for group in generate_each(self._parts.backend, requests) if requests else [[]]:
+                left -= len(group)
+                indices = [stepping[i] for i, _ in group]
+                if left:
+                    before |= {i: episodes[i].snapshot() for i in indices}
+                texts = [episodes[stepping[i]].apply(requests[i], completion) for i, completion in group]
+                if not left:
+                    indices += resetting
+                    texts += [episodes[i].begin(*self._choose(i)) for i in resetting]
+                self._observe(indices, texts)
+        except BaseException:
+            for i, state in before.items():
+                episodes[i].restore(state)
+            raise
 
     def _choose(self, i: int, options: dict[str, Any] | None = None) -> tuple[str, int]:
         temperature = self._parts.rules.sampling.temperature

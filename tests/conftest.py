@@ -9,13 +9,16 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
-    from dmr_gym.backends import LocalBackend
+    from fake_openai import FakeServer, Serve
+
+    from dmr_gym.backends import LocalBackend, VLLMBackend
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("DMR_GYM_SHARED") or ROOT.parent / "shared")
@@ -105,3 +108,41 @@ def cold_local(checkpoints: dict[str, str]) -> LocalBackend:
     from dmr_gym.backends import LocalBackend
 
     return LocalBackend(checkpoints, prefix_cache_mib=0, max_batch_size=2)
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    """Start stand-ins of vLLM, which end with the test."""
+    from fake_openai import FakeServer
+
+    servers: list[FakeServer] = []
+
+    def start(*args: Any, **kwargs: Any) -> FakeServer:
+        servers.append(FakeServer(*args, **kwargs))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.stop()
+
+
+@pytest.fixture
+def connect() -> Iterator[Callable[..., VLLMBackend]]:
+    """Make backends that close with the test: precisions "low" and "high", each a server or a list of servers."""
+    from dmr_gym.backends import VLLMBackend
+    from dmr_gym.backends._replicas import Patience
+
+    backends: list[VLLMBackend] = []
+    quick = Patience(timeout_s=10.0, max_retries=2, recovery_s=10.0, backoff_s=0.01)
+
+    def make(*servers: FakeServer | list[FakeServer], patience: Patience = quick, **options: Any) -> VLLMBackend:
+        groups = [entry if isinstance(entry, list) else [entry] for entry in servers]
+        names = ("low", "high")[: len(groups)]
+        model = {name: group[0].model for name, group in zip(names, groups, strict=True)}
+        urls = {name: [server.url for server in group] for name, group in zip(names, groups, strict=True)}
+        backends.append(VLLMBackend(model, urls, patience, **options))
+        return backends[-1]
+
+    yield make
+    for backend in backends:
+        backend.close()

@@ -172,7 +172,7 @@ def test_scripted_plain_data_is_checked(options: dict[str, object], message: str
 
 def test_factory_refuses_unknown_kinds_and_precisions() -> None:
     """The message lists the kinds; precisions are distinct names."""
-    with pytest.raises(ConfigError, match="unknown backend kind 'vlm'; known: embedded, local, scripted"):
+    with pytest.raises(ConfigError, match=r"kind 'vlm'; did you mean 'vllm'\? known: embedded, local, scripted, vllm"):
         make_backend({"kind": "vlm"}, ("a",))
     with pytest.raises(ConfigError, match="precisions must be distinct names"):
         make_backend({"kind": "scripted", "answers": "a"}, ("a", "a"))

@@ -61,7 +61,7 @@ def test_live_parts_are_taken_as_they_are() -> None:
         ),
         ({"latency": TokenLinearLatency}, "latency must be a row of Table 3 or a mapping, got"),
         ({"latency": "alfworld"}, "unknown latency row of Table 3 'alfworld'"),
-        ({"backend": {"kind": "vllm"}}, "unknown backend kind 'vllm'; known: embedded, local, scripted"),
+        ({"backend": {"kind": "sglang"}}, "unknown backend kind 'sglang'; known: embedded, local, scripted, vllm"),
         ({"task": "chess"}, "unknown task 'chess'"),
         (
             {"task": ToyTask(), "task_kwargs": {"panel": "test"}},
@@ -77,7 +77,7 @@ def test_live_parts_are_taken_as_they_are() -> None:
         ({"precisions": None}, "precisions must be two or more different names, lowest first, got None"),
         ({"precisions": 3}, "precisions must be two or more different names, lowest first, got 3"),
         ({"backend": "scripted"}, "either answers or a policy"),
-        ({"backend": "vllm"}, "unknown backend kind 'vllm'; known: "),
+        ({"backend": "vllm"}, "backend kind 'vllm' needs the option model, urls"),
         ({"backend": 3}, r"backend must be a kind, .* the protocol dmr_gym.types.Backend, got 3 \(int\)"),
         ({"backend": ScriptedBackend}, "backend must be a kind, plain data with a kind, or an object of the protocol"),
         ({"encoder": object()}, "encoder must be a kind, .* the protocol dmr_gym.types.Encoder, got"),

@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
+from dmr_gym.backends import make_backend
 from dmr_gym.command_line import make_envs
 from dmr_gym.config import EnvConfig, load_config, read_toml
 from dmr_gym.latency import TABLE_3, price_source
+from dmr_gym.serving import read_serve_settings
 from dmr_gym.tasks.alfworld.task import AlfworldTask
 from dmr_gym.tasks.toy import ToyTask
 from dmr_gym.tasks.webshop.task import WebshopTask
@@ -24,8 +26,6 @@ CELLS = sorted((ROOT / "configs" / "paper").glob("*.toml"))
 TASKS = {"alfworld": AlfworldTask, "toy": ToyTask, "webshop": WebshopTask}
 OFFICIAL_ONLY = {"num_products", "goals", "index_dir"}
 SCRIPTED = {"kind": "scripted", "policy": "hash", "choices": ["look", "search[tea]", "go left"]}
-VLLM_SETTINGS = {"kind", "model", "urls", "timeout_s", "max_retries", "max_concurrency", "api_key_env"}
-SERVE_SETTINGS = {"models", "ports", "flags"}
 REQUIRED = {
     "collect_kl": ("--out", "x"),
     "train_kl_st": ("--out", "x", "--data", "x"),
@@ -85,22 +85,16 @@ def test_every_option_of_a_table_reaches_its_recipe(path: Path) -> None:
 
 @every_file
 def test_servers_of_a_file_are_those_that_its_backend_calls(path: Path) -> None:
-    """Every precision has a model, a URL for each port, and nothing else is set."""
-    backend = load_config(EnvConfig, path).backend
-    if backend["kind"] != "vllm":
+    """Every precision has a model under the name that is asked for, at the addresses that are called."""
+    config = load_config(EnvConfig, path)
+    if config.backend["kind"] != "vllm":
         assert "serve" not in read_toml(path)
         return
-    precisions = set(load_config(EnvConfig, path).precisions)
-    assert set(backend) <= VLLM_SETTINGS
-    assert set(backend["model"]) == set(backend["urls"]) == precisions
-    serve = read_toml(path).get("serve")
-    if serve is not None:
-        assert set(serve) <= SERVE_SETTINGS
-        assert set(serve["models"]) == set(serve["ports"]) == precisions
-        ports = {
-            name: [int(re.search(r":(\d+)/v1$", url)[1]) for url in urls] for name, urls in backend["urls"].items()
-        }
-        assert serve["ports"] == ports
+    assert make_backend(config.backend, config.precisions).precisions == config.precisions
+    assert set(config.backend["model"]) == set(config.backend["urls"]) == set(config.precisions)
+    settings = read_serve_settings(path)
+    assert set(settings.models) == set(config.precisions)
+    assert load_recipe("serve_pair").mismatches(settings, config.backend) == []
 
 
 def test_the_paper_has_eight_cells() -> None:

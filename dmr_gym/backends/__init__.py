@@ -4,31 +4,47 @@ Kinds for `make_backend`:
 
 * ``embedded``: the small agents shipped inside the package, computed by `LocalBackend`;
 * ``local``: checkpoints of your own, folders or hub ids, computed by `LocalBackend`;
+* ``vllm``: models behind vLLM or another OpenAI-compatible server, asked by `VLLMBackend` (docs/serving.md);
 * ``scripted``: answers without weights, for tests, examples and continuous integration.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dmr_gym.backends.scripted import ScriptedBackend, scripted_from_config
+from dmr_gym.config import check_amount, check_count
 from dmr_gym.errors import BackendError, ConfigError, MissingDependency
 from dmr_gym.factory import build
 from dmr_gym.types import Backend
 
 if TYPE_CHECKING:
     from dmr_gym.backends.local import LocalBackend
+    from dmr_gym.backends.vllm import VLLMBackend
 
-__all__ = ["LocalBackend", "ScriptedBackend", "embedded_precisions", "make_backend", "with_world"]
+__all__ = [
+    "LocalBackend",
+    "ScriptedBackend",
+    "VLLMBackend",
+    "embedded_precisions",
+    "logprob_limit",
+    "make_backend",
+    "with_world",
+]
+
+SERVER_URL = re.compile(r"https?://[^/?#@\s]+(/[^?#@\s]*)?/v1/?")
 
 
 def __getattr__(name: str) -> Any:
-    """Import `LocalBackend`, and torch with it, only when it is asked for."""
+    """Import `LocalBackend` and `VLLMBackend`, and what they need, only when they are asked for."""
     if name == "LocalBackend":
         return _local_backend()
+    if name == "VLLMBackend":
+        return _vllm_backend()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -37,6 +53,7 @@ def make_backend(config: str | Mapping[str, Any], precisions: Sequence[str]) -> 
 
     Args:
         config: {"kind": "embedded", "world": "alfworld"} | {"kind": "local", "models": {precision: folder or hub id}}
+            | {"kind": "vllm", "model": {precision: name}, "urls": {precision: ["http://127.0.0.1:8001/v1"]}}
             | {"kind": "scripted", "answers": ...}, each with the options of its class; a text is a kind. An
             environment names the world itself, see `with_world`.
         precisions: names in ascending precision; index 0 is the lowest.
@@ -53,6 +70,7 @@ def make_backend(config: str | Mapping[str, Any], precisions: Sequence[str]) -> 
         "embedded": _embedded,
         "local": _local,
         "scripted": scripted_from_config,
+        "vllm": _vllm,
     }
     return build("backend", builders, config, names)
 
@@ -71,6 +89,18 @@ def with_world(config: Any, task: object) -> Any:
     if not isinstance(settings, Mapping) or settings.get("kind") != "embedded" or settings.get("world") is not None:
         return config
     return {**settings, "world": task if isinstance(task, str) else None}
+
+
+def logprob_limit(backend: Backend) -> int | None:
+    """Fewest entries a token that the precisions of a backend can give for KL; None if each gives its whole vocabulary.
+
+    Args:
+        backend: one whose servers may limit it, alone or in a cache; any other gives everything.
+    """
+    inner = getattr(backend, "backend", backend)
+    ask = getattr(inner, "logprob_limit", None)
+    limits = [ask(name) for name in inner.precisions] if callable(ask) else []
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def embedded_precisions(world: str | None) -> tuple[str, ...]:
@@ -102,6 +132,16 @@ def _local_backend() -> type[LocalBackend]:
     from dmr_gym.backends.local import LocalBackend
 
     return LocalBackend
+
+
+def _vllm_backend() -> type[VLLMBackend]:
+    try:
+        import httpx  # noqa: F401 - its absence is reported with the extra that brings it
+    except ImportError as error:
+        raise MissingDependency("httpx", "vllm", "VLLMBackend") from error
+    from dmr_gym.backends.vllm import VLLMBackend
+
+    return VLLMBackend
 
 
 def _embedded(
@@ -155,6 +195,59 @@ def _local(
         dtype=dtype,
         max_batch_size=max_batch_size,
         prefix_cache_mib=prefix_cache_mib,
+        chat_template_options=chat_template_options,
+    )
+
+
+def _vllm(
+    precisions: tuple[str, ...],
+    *,
+    model: Mapping[str, str],
+    urls: Mapping[str, Sequence[str]],
+    timeout_s: float = 120.0,
+    max_retries: int = 5,
+    recovery_s: float = 300.0,
+    max_concurrency: int = 64,
+    api_key_env: str = "",
+    chat_template_options: Mapping[str, Any] | None = None,
+) -> Backend:
+    for option, table in (("model", model), ("urls", urls)):
+        if not isinstance(table, Mapping) or set(precisions) - set(table):
+            raise ConfigError(f"{option} must have an entry for each of {list(precisions)}, got {table!r}")
+    for name in precisions:
+        addresses = urls[name]
+        if not isinstance(model[name], str) or not model[name]:
+            raise ConfigError(f"model.{name} must be the name under which its server knows it, got {model[name]!r}")
+        if isinstance(addresses, str) or not isinstance(addresses, Sequence) or not addresses:
+            raise ConfigError(f'urls.{name} must be a list such as ["http://127.0.0.1:8001/v1"], got {addresses!r}')
+        for url in addresses:
+            # One with a password in it would show it in every message.
+            if not isinstance(url, str) or not SERVER_URL.fullmatch(url):
+                shown = re.sub(r"//[^/]*@", "//***@", url) if isinstance(url, str) else url
+                raise ConfigError(
+                    f"urls.{name} must be addresses like http://127.0.0.1:8001/v1, without a password (api_key_env "
+                    f"names a variable for it), got {shown!r}"
+                )
+        if len(set(addresses)) < len(addresses):
+            raise ConfigError(f"urls.{name} has an address twice: {list(addresses)}")
+    check_count("max_concurrency", max_concurrency)
+    for option, value, unit in (("timeout_s", timeout_s, "s"), ("recovery_s", recovery_s, "s")):
+        check_amount(option, value, unit)
+    if timeout_s <= 0 or type(max_retries) is not int or max_retries < 0:
+        raise ConfigError(
+            f"expected timeout_s > 0 and a whole number max_retries >= 0, got {timeout_s!r} and {max_retries!r}"
+        )
+    if not isinstance(api_key_env, str):
+        raise ConfigError(f"api_key_env must be the name of an environment variable, got {type(api_key_env).__name__}")
+    backend = _vllm_backend()
+    from dmr_gym.backends._replicas import Patience
+
+    return backend(
+        {name: model[name] for name in precisions},
+        {name: urls[name] for name in precisions},
+        Patience(float(timeout_s), max_retries, float(recovery_s)),
+        max_concurrency=max_concurrency,
+        api_key_env=api_key_env,
         chat_template_options=chat_template_options,
     )
 

@@ -11,7 +11,6 @@ greedy choice may depend on the batch, and only a completion cache pins it.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +18,7 @@ from typing import Any
 import torch
 
 from dmr_gym.backends._ragged import KVRow, PrefixCache, common_prefix, forward
-from dmr_gym.errors import BackendError
+from dmr_gym.backends.sampling import draw_seed
 from dmr_gym.types import SamplingParams
 
 MARGIN = 1e-3
@@ -222,22 +221,8 @@ def gumbel_noise(generation: Generation, like: torch.Tensor) -> torch.Tensor | N
 
 
 def seeded_generator(seed: int, sample_index: int, prompt: str) -> torch.Generator:
-    """Return a generator that depends on seed, sample index and prompt, not on precision, batch or order of calls."""
-    digest = hashlib.sha256(f"{seed}/{sample_index}/".encode() + prompt.encode(errors="surrogatepass")).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-
-
-def check_sampling(sampling: SamplingParams) -> None:
-    """Refuse settings outside their range.
-
-    Raises:
-        BackendError: temperature < 0, top_p outside (0, 1], or max_tokens < 1.
-    """
-    if sampling.temperature < 0 or not 0 < sampling.top_p <= 1 or sampling.max_tokens < 1:
-        raise BackendError(
-            f"sampling needs temperature >= 0, 0 < top_p <= 1 and max_tokens >= 1, got temperature="
-            f"{sampling.temperature}, top_p={sampling.top_p}, max_tokens={sampling.max_tokens}"
-        )
+    """Return the generator of a draw, see `draw_seed`."""
+    return torch.Generator().manual_seed(draw_seed(seed, sample_index, prompt))
 
 
 def _nucleus(logits: torch.Tensor, top_p: float) -> torch.Tensor:

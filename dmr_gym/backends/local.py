@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from dmr_gym.backends._decoding import Decoder, Generation, Stream, check_sampling, seeded_generator
+from dmr_gym.backends._decoding import Decoder, Generation, Stream, seeded_generator
 from dmr_gym.backends._ragged import ATTENTION, check_architecture, register_attention
 from dmr_gym.backends.checkpoint import checkpoint_digest, load_checkpoint, resolve_checkpoint
+from dmr_gym.backends.sampling import check_sampling
 from dmr_gym.device import torch_device
 from dmr_gym.errors import BackendError, ConfigError
 from dmr_gym.types import Completion, DistributionRequest, Prompt, Request, TokenDistributions
