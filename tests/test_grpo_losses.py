@@ -169,6 +169,20 @@ def test_state_advantages_are_trajectory_advantages_where_everyone_parts_at_once
         np.testing.assert_allclose(advantages, value)
 
 
+def test_decisions_that_lead_to_one_state_differ_by_what_they_cost_alone() -> None:
+    """Both go from s to a, one for 0.1 and one for 0.3, and only the second then fails: V(a) = 0.5, V(s) = 0.3.
+
+    With the value of a in place of what each got there, the dearer decision is worth 0.2 less and no luck comes in.
+    """
+    rewards, states = [np.array([-0.1, 1.0]), np.array([-0.3, 0.0])], [["s", "a"], ["s", "a"]]
+    first, second = state_advantages(rewards, states, successors=True)
+    np.testing.assert_allclose(first, [-0.1 + 0.5 - 0.3, 0.5])
+    np.testing.assert_allclose(second, [-0.3 + 0.5 - 0.3, -0.5])
+    apart = state_advantages(rewards, [["s", "a"], ["s", "b"]], successors=True)
+    for advantages, as_before in zip(apart, state_advantages(rewards, [["s", "a"], ["s", "b"]]), strict=True):
+        np.testing.assert_allclose(advantages, as_before)
+
+
 def test_states_that_do_not_fit_the_rewards_are_refused() -> None:
     """A state for each reward."""
     with pytest.raises(ConfigError, match="a state for each reward"):
