@@ -27,9 +27,8 @@ from typing import Any
 
 import numpy as np
 
-from dmr_gym.command_line import add_env_options, chosen_env, recipe_parser, run
+from dmr_gym.command_line import add_env_options, chosen_env, first_tasks, recipe_parser, run
 from dmr_gym.config import EnvConfig
-from dmr_gym.errors import ConfigError
 from dmr_gym.metrics import Interval
 from dmr_gym.parts import Parts, build_parts
 from dmr_gym.runs import provenance, write_json
@@ -85,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = replace(config, task_kwargs={**config.task_kwargs, "panel": args.panel})
     # No text is embedded here, and the real encoder takes seconds to load.
     parts = build_parts(replace(config, encoder={"kind": "hash", "dim": 1}).kwargs())
-    task_ids = panel_tasks(parts, args.tasks)
+    task_ids = first_tasks(parts, args.tasks)
     folder = args.out / args.panel
     settings = tree_settings(env_id, config, parts, args)
     claim_folder(folder, settings, resume=True, free=LIMITS)
@@ -113,18 +112,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     seconds = {"built_now": len(missing), "wall_s": time.perf_counter() - began}
     write_json(folder / "run.json", {"settings": settings, "summary": summary, **seconds, **provenance()})
     show(summary, config.lambda_, folder)
-
-
-def panel_tasks(parts: Parts, number: int | None) -> list[str]:
-    """The first tasks of the panel.
-
-    Raises:
-        ConfigError: the panel has fewer.
-    """
-    number = len(parts.task_ids) if number is None else number
-    if not 1 <= number <= len(parts.task_ids):
-        raise ConfigError(f"the panel has {len(parts.task_ids)} tasks, but {number} were asked for")
-    return list(parts.task_ids[:number])
 
 
 def tree_settings(env_id: str, config: EnvConfig, parts: Parts, args: argparse.Namespace) -> dict[str, Any]:

@@ -101,7 +101,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--advantages",
         choices=(*ADVANTAGE_MODES, *STATE_MODES),
         default="mean",
-        help="one for a trajectory, or for each decision: state, see state_advantages (default: %(default)s)",
+        help="one a trajectory, or one a decision: state and successor, see state_advantages (default: %(default)s)",
     )
     add("--drop-same-success", action="store_true", help="learn only from groups that solved and failed their task")
     add("--epochs", type=int, default=2, metavar="N", help="gradient steps on each update's episodes (default: 2)")

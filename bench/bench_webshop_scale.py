@@ -11,7 +11,7 @@ purchase, after which "own" and "map" megabytes are resident. Each stage runs in
 memory is its own. Times are wall-clock.
 
     python bench/bench_webshop_scale.py                                        # 1,000 and 10,000 products
-    python bench/bench_webshop_scale.py --products 1000 10000 100000 1180000   # hours and 30 GB of disk
+    python bench/bench_webshop_scale.py --products 1000 10000 100000 1180000   # half an hour, 18 GB of disk
 """
 
 from __future__ import annotations

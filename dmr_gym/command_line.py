@@ -13,6 +13,7 @@ import gymnasium
 
 from dmr_gym.config import EnvConfig, load_config, read_toml, unknown_name
 from dmr_gym.errors import ConfigError, DMRGymError
+from dmr_gym.parts import Parts
 from dmr_gym.tasks import TASKS
 from dmr_gym.tree.answers import check_world
 from dmr_gym.tree.graph import load_trees
@@ -28,6 +29,7 @@ TREES = "trees"
 
 _NOT_IN_TABLES = ("help", "config", "env", "set")
 """Options that choose the file, or change what it says otherwise."""
+
 ROUTER_SIZES = ("n_layers", "d_model", "n_heads", "d_ff", "max_length")
 
 
@@ -125,8 +127,8 @@ def add_env_options(parser: argparse.ArgumentParser) -> None:
 
 def env_options(args: argparse.Namespace) -> list[str]:
     """The options of `add_env_options` as another recipe is to be given them."""
-    given = {"--env": args.env, "--config": args.config, "--num-envs": args.num_envs, "--cache-dir": args.cache_dir}
-    given["--trees"] = args.trees
+    given = {"--env": args.env, "--config": args.config, "--num-envs": args.num_envs}
+    given |= {"--cache-dir": args.cache_dir, "--trees": args.trees}
     options = [text for name, value in given.items() if value is not None for text in (name, str(value))]
     return options + [text for setting in args.set for text in ("--set", setting)]
 
@@ -217,7 +219,7 @@ def make_envs(config: EnvConfig, panel: str, num_envs: int, **live: Any) -> Prec
     if config.backend.get("kind") != TREES:
         return PrecisionRoutingVectorEnv(num_envs, autoreset_mode="Disabled", **config.kwargs() | live)
     if live:
-        raise ConfigError(f"this recipe needs {' and '.join(live)} themselves, which trees stand for: omit --trees")
+        raise ConfigError(f"--trees has no place for a {' and '.join(live)} of the recipe's own: leave it out here")
     trees = load_trees(Path(config.backend["folder"]) / panel)
     check_world(trees, config)
     cut = sum(not tree.is_complete for tree in trees)
@@ -226,7 +228,7 @@ def make_envs(config: EnvConfig, panel: str, num_envs: int, **live: Any) -> Prec
     return TreeVectorEnv(trees, config, num_envs, autoreset_mode="Disabled")
 
 
-def first_tasks(envs: PrecisionRoutingVectorEnv, number: int | None) -> list[str]:
+def first_tasks(envs: PrecisionRoutingVectorEnv | Parts, number: int | None) -> list[str]:
     """Return the first ``number`` task ids of the panel, or all of them for None.
 
     Raises:

@@ -8,7 +8,16 @@ import gymnasium
 import pytest
 
 import dmr_gym  # noqa: F401  (registers the ids)
-from dmr_gym.command_line import add_env_options, chosen_env, env_config, first_tasks, make_envs, recipe_parser, run
+from dmr_gym.command_line import (
+    add_env_options,
+    chosen_env,
+    env_config,
+    env_options,
+    first_tasks,
+    make_envs,
+    recipe_parser,
+    run,
+)
 from dmr_gym.errors import ConfigError
 
 
@@ -163,3 +172,13 @@ def test_a_mistake_ends_a_recipe_with_its_message_alone():
         run(mistaken)
     with pytest.raises(ZeroDivisionError):
         run(broken)
+
+
+def test_another_recipe_gets_every_option_of_the_environment():
+    """What is handed on parses to the same values, and no option is forgotten when one is added."""
+    parser = recipe_parser("A recipe.")
+    add_env_options(parser)
+    given = ["--env", "DMR-Toy-v0", "--config", "c.toml", "--set", "lambda_=0.2", "--set", "max_steps=9"]
+    args = parser.parse_args([*given, "--num-envs", "3", "--cache-dir", "cache", "--trees", "trees"])
+    assert None not in vars(args).values()
+    assert parser.parse_args(env_options(args)) == args

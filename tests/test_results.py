@@ -140,6 +140,15 @@ def test_the_tables_hold_the_numbers(results: Results) -> None:
     assert returns.rows[2][3].startswith("0.300 [")
 
 
+def test_prices_of_another_unit_are_named_and_shown_with_enough_decimals(results: Results) -> None:
+    """An episode that costs thousandths of a dollar does not show as 0.00."""
+    dollars = PriceSource(None, False, "prices of your own", "dollars", "$")
+    policies, differences, _ = result_tables(results, ("w2", "bf16"), dollars)
+    assert dict(zip(policies.columns, policies.rows[2], strict=False))["EP time, $"] == "2.000000"
+    assert any(note.startswith("Dollars, prices of your own.") for note in policies.notes)
+    assert "time of all, $" in differences.columns
+
+
 def test_an_oracle_is_read_by_price_and_task(tmp_path: Path) -> None:
     """The plain JSON that is documented."""
     path = tmp_path / "oracle.json"

@@ -12,6 +12,7 @@ import pytest
 from recipes import TINY, TOY, Runs, load_recipe
 
 from bench import bench_tree
+from dmr_gym.backends import ScriptedBackend
 from dmr_gym.command_line import add_env_options, chosen_env, make_envs, recipe_parser
 from dmr_gym.errors import BackendError, ConfigError
 from dmr_gym.tree.graph import load_trees
@@ -126,6 +127,8 @@ def test_trees_of_another_world_are_refused(built: Path) -> None:
         make_envs(config, "test", 1)
     with pytest.raises(ConfigError, match="no routing trees in"):
         make_envs(chosen_env(env_args("--trees", str(built)))[1], "other", 1)
+    with pytest.raises(ConfigError, match="no place for a backend of the recipe's own: leave it out here"):
+        make_envs(chosen_env(env_args("--trees", str(built)))[1], "test", 1, backend=ScriptedBackend({}))
     with pytest.raises(BackendError, match="has no LLM"):
         load_recipe("collect_kl").main([*SMALL, "--trees", str(built), "--panel", "test", "--out", str(built / "kl")])
 

@@ -316,6 +316,24 @@ def test_pages_of_frequent_terms_are_released_before_they_are_too_many(
     assert released == []
 
 
+def test_postings_of_rare_terms_count_towards_what_is_resident(
+    tmp_path: Path, catalogue: tuple[list[str], list[str], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without any frequent term, a search whose pages pass the limit lets go of them; one below it does not."""
+    texts, asins, queries = catalogue
+    build_index(texts, asins, tmp_path / "index", dense_from=NEVER)
+    released: list[int] = []
+    monkeypatch.setattr(index_search, "release_pages", lambda *arrays: released.append(len(arrays)))
+    monkeypatch.setattr(index_search, "RESIDENT_BYTES", 1)
+    index = SearchIndex.open(tmp_path / "index")
+    n_found = sum(bool(index.search(query, 50)) for query in queries)
+    assert len(released) == n_found > 0
+    monkeypatch.setattr(index_search, "RESIDENT_BYTES", len(queries) * index_search.FAULT_AROUND_BYTES * 100)
+    released.clear()
+    index.search(queries[0], 50)
+    assert released == []
+
+
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="only Linux tells what is resident")
 def test_released_pages_are_not_resident_and_can_be_read_again(tmp_path: Path) -> None:
     """Eight megabytes are resident after reading and not after releasing; an array in memory is left alone."""
