@@ -13,7 +13,6 @@ Whatever ends the recipe, a kill included, ends its servers with all their proce
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import subprocess
 import sys
@@ -22,9 +21,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dmr_gym.backends.vllm import read_api_key
 from dmr_gym.command_line import recipe_parser, run
 from dmr_gym.config import EnvConfig, load_config
-from dmr_gym.errors import BackendError, ConfigError
+from dmr_gym.errors import BackendError
 from dmr_gym.serving import Servers, ServeSettings, read_serve_settings
 
 STABLE_S = 60.0
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"note: {note}")
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, frame: sys.exit(128 + number))
-    with Servers(settings, args.out, api_key=api_key(backend)) as servers:
+    with Servers(settings, args.out, api_key=read_api_key(backend.get("api_key_env", ""))) as servers:
         for name, urls in servers.urls.items():
             print(f"{name}: {settings.models[name]} at {', '.join(urls)}", flush=True)
         if not args.command:
@@ -86,16 +86,6 @@ def serve(servers: Servers, command: Sequence[str]) -> int:
             process.terminate()
             process.wait()
     return process.returncode
-
-
-def api_key(backend: Mapping[str, Any]) -> str | None:
-    """The key that the file's backend would send."""
-    name = backend.get("api_key_env")
-    if not name:
-        return None
-    if not os.environ.get(name):
-        raise ConfigError(f"api_key_env names the environment variable {name}, which is not set: export it with a key")
-    return os.environ[name]
 
 
 def mismatches(settings: ServeSettings, backend: Mapping[str, Any]) -> list[str]:

@@ -115,6 +115,9 @@ class CachedBackend(_Cached):
             BackendError: the backend cannot answer a miss.
             CacheError: the store cannot be read or written.
         """
+        if isinstance(self.backend, StreamingBackend):  # what came before an error is kept
+            found = dict(answer for group in self.generate_each(requests) for answer in group)
+            return [found[i] for i in range(len(requests))]
         keys = [self._completion_key(request) for request in requests]
         values, computed = self._look_up(keys, requests, self.backend.generate, _pack_completion)
         return [_unpack_completion(value, i not in computed) for i, value in enumerate(values)]

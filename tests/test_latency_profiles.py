@@ -81,6 +81,7 @@ def test_projected_prices_are_labelled_where_they_are_used(path: str) -> None:
     assert (source.projected, source.label) == (True, f"profile {path}, w3 projected")
     assert price_source({"profile": path}, ("w4", "bf16")).label == f"profile {path}"
     assert price_source({"profile": path}).projected
+    assert price_source({"profile": path, "kind": "prefill-decode", "warm_tokens": 0}).projected
     own = price_source({"profile": path, "ms_per_token": {"w3": 1, "bf16": 2}}, ("w3", "bf16"))
     assert (own.projected, own.label) == (False, "prices of your own")
 

@@ -113,6 +113,7 @@ def test_the_cache_passes_answers_on_as_they_come() -> None:
     cached = CachedBackend(inner, CompletionCache())
     assert isinstance(cached, StreamingBackend)
     cached.generate([Request("known", "low")])
+    log.clear()
     requests = [Request("a", "low"), Request("known", "low"), Request("a", "low"), Request("b", "high")]
     groups = []
     for group in cached.generate_each(requests):
@@ -122,6 +123,20 @@ def test_the_cache_passes_answers_on_as_they_come() -> None:
     assert log == ["taken", "answer 1", "taken", "answer 0", "taken"]
     assert (cached.hits, cached.misses) == (2, 3)
     assert [completion.cached for completion in cached.generate(requests)] == [True] * 4
+
+
+def test_answers_that_came_before_an_error_are_kept() -> None:
+    """Who asks for a whole batch does not pay again for the part that was there when a call failed."""
+    inner = OneByOne(_answer, name="t")
+    inner.log, inner.fails_at = [], 2
+    cached = CachedBackend(inner, CompletionCache())
+    requests = [Request(text, "low") for text in ("a", "b", "c")]
+    with pytest.raises(BackendError, match="gone"):
+        cached.generate(requests)
+    inner.log.clear()
+    inner.fails_at = None
+    assert [completion.cached for completion in cached.generate(requests)] == [False, True, True]
+    assert inner.log == ["answer 0"]
 
 
 def test_a_cache_around_another_backend_makes_one_group() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import copy
 import os
 import pickle
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -17,6 +18,7 @@ from fake_openai import VOCABULARY, FakeServer, Serve
 
 from dmr_gym.backends import ScriptedBackend, logprob_limit, make_backend
 from dmr_gym.backends._openai import NEUTRAL
+from dmr_gym.backends._replicas import Replicas
 from dmr_gym.cache import CachedBackend, CompletionCache
 from dmr_gym.errors import BackendError, ConfigError
 from dmr_gym.kl import token_kl
@@ -212,6 +214,51 @@ def test_chat_turns_are_scored_behind_the_template(serve: Serve, connect: Any) -
 
 
 # ------------------------------------------------------------------------------------- digests, copies, loops, keys
+
+
+def test_a_digest_is_the_same_while_a_server_restarts(
+    serve: Serve, connect: Any, checkpoints: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The list of models comes too early; once the server answers, it is asked again."""
+    server = serve("m")
+    server.root = checkpoints["low"]
+    backend = connect(server)
+    before = backend.digest("low")
+    asked = Replicas.served_models
+    early = iter([True])
+
+    async def restarting(self: Replicas, one: Any) -> Any:
+        return [] if next(early, False) else await asked(self, one)
+
+    monkeypatch.setattr(Replicas, "served_models", restarting)
+    assert backend.digest("low") == before
+    assert next(early, None) is None
+
+
+def test_closing_ends_the_calls_of_other_threads(serve: Serve, connect: Any) -> None:
+    """A caller that waits for a slow answer gets an error instead of waiting for ever, whatever it asked for."""
+    server = serve("m")
+    backend = connect(server)
+    backend.generate([Request("warm up", "low")])
+    server.delay_s = 3.0
+    errors: list[BaseException] = []
+
+    def call(ask: Any) -> None:
+        try:
+            ask()
+        except BackendError as error:
+            errors.append(error)
+
+    asks = [lambda: backend.generate([Request("slow", "low")]), lambda: backend.logprob_limit("low")]
+    threads = [threading.Thread(target=call, args=(ask,), daemon=True) for ask in asks]
+    for thread in threads:
+        thread.start()
+    while server.running < len(threads):
+        time.sleep(0.01)
+    backend.close()
+    for thread in threads:
+        thread.join(2.0)
+    assert [str(error) for error in errors] == ["the backend was closed while a call was under way"] * 2
 
 
 def test_a_digest_covers_the_files_of_a_folder_on_this_machine(

@@ -61,6 +61,11 @@ def test_pauses_double_up_to_a_limit_and_differ() -> None:
         assert longest / 2 <= min(drawn) < max(drawn) <= longest
 
 
+def test_pauses_have_no_last_one() -> None:
+    """A wait of hours has thousands of repetitions; a power of two that overflows would end it."""
+    assert Patience(recovery_s=1e6).delay_s(5000) <= 8
+
+
 def test_a_server_that_keeps_failing_is_given_up_with_its_reason(serve: Serve, connect: Connect) -> None:
     """After max_retries repetitions, with what to look at."""
     server = serve("m")

@@ -6,8 +6,10 @@ import asyncio
 import os
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from typing import Any, TypeVar
+
+from dmr_gym.errors import BackendError
 
 T = TypeVar("T")
 
@@ -33,10 +35,19 @@ class EventLoop:
         return not self._closed and self._pid == os.getpid()
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Wait for a coroutine; what interrupts the wait cancels it."""
-        future = self.start(coroutine)
+        """Wait for a coroutine; what interrupts the wait cancels it.
+
+        Raises:
+            BackendError: the loop was closed meanwhile.
+        """
+        return self.result(self.start(coroutine))
+
+    def result(self, future: Future[T]) -> T:
+        """Wait for what `start` began, as `run` does."""
         try:
             return future.result()
+        except CancelledError as error:
+            raise BackendError("the backend was closed while a call was under way") from error
         except BaseException:
             future.cancel()
             raise
@@ -46,7 +57,7 @@ class EventLoop:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     def close(self) -> None:
-        """Await ``at_end`` and end the thread."""
+        """End what still runs, await ``at_end``, and end the thread."""
         if self.is_usable:
             self._closed = True
             self._loop.call_soon_threadsafe(self._ask_to_end)
@@ -62,6 +73,11 @@ class EventLoop:
         self._ending = self._loop.create_task(self._end())
 
     async def _end(self) -> None:
+        # A caller in another thread would wait for ever for a coroutine that the loop left standing.
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
         try:
             await self._at_end()
         finally:

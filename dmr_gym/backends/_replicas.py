@@ -59,7 +59,7 @@ class Patience:
 
     def delay_s(self, attempt: int) -> float:
         """Seconds before repetition number ``attempt``, counted from 1."""
-        longest = min(self.backoff_s * 2.0 ** (attempt - 1), LONGEST_BACKOFF_S)
+        longest = min(self.backoff_s * 2.0 ** min(attempt - 1, 30), LONGEST_BACKOFF_S)
         return longest * random.uniform(0.5, 1.0)
 
 

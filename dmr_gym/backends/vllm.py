@@ -80,7 +80,7 @@ class VLLMBackend:
         self._clock = clock
         self._lock = threading.Lock()
         self._open: _Open | None = None
-        self._key()
+        read_api_key(api_key_env)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_open")}
@@ -148,7 +148,7 @@ class VLLMBackend:
                 if answers:
                     yield answers
                 group = [arrived.get()] if len(answers) == len(group) else []
-            future.result()
+            link.loop.result(future)
         finally:
             future.cancel()
 
@@ -189,7 +189,7 @@ class VLLMBackend:
     def _link(self) -> _Open:
         with self._lock:
             if self._open is None or not self._open.loop.is_usable:
-                key = self._key()
+                key = read_api_key(self._api_key_env)
                 replicas = {
                     name: Replicas(name, model, self._urls[name], self._patience, key, self._clock)
                     for name, model in self._model.items()
@@ -198,16 +198,22 @@ class VLLMBackend:
                 weakref.finalize(self, self._open.loop.close)
             return self._open
 
-    def _key(self) -> str | None:
-        if not self._api_key_env:
-            return None
-        key = os.environ.get(self._api_key_env, "")
-        if not key:
-            raise ConfigError(
-                f"api_key_env names the environment variable {self._api_key_env}, which is not set: export it with the "
-                "servers' API key, or leave api_key_env out where they want none"
-            )
-        return key
+
+def read_api_key(variable: str) -> str | None:
+    """The API key in an environment variable; None where "" names none.
+
+    Raises:
+        ConfigError: the variable is not set.
+    """
+    if not variable:
+        return None
+    key = os.environ.get(variable, "")
+    if not key:
+        raise ConfigError(
+            f"api_key_env names the environment variable {variable}, which is not set: export it with the servers' API "
+            "key, or leave api_key_env out where they want none"
+        )
+    return key
 
 
 class _Open:
@@ -295,14 +301,22 @@ class _Open:
 
 async def _root(replicas: Replicas) -> str:
     """What the first server that answers calls the origin of its model: a folder or a hub id."""
+    found = await _listed_root(replicas)
+    if found is None:
+        # Nobody answered, or not with this model: a small call says which, and waits for servers that restart.
+        with replicas.lease() as lease:
+            await replicas.post(lease, "/completions", {"prompt": "a", "max_tokens": 1})
+        found = await _listed_root(replicas)
+    return found or replicas.model
+
+
+async def _listed_root(replicas: Replicas) -> str | None:
+    """The origin of the model in the first list of models that has it; None where no list does."""
     for server in replicas.servers:
         for entry in await replicas.served_models(server):
             if entry.get("id") == replicas.model:
                 return str(entry.get("root") or replicas.model)
-    # Nobody answered, or not with this model: a small call says which, and waits for servers that restart.
-    with replicas.lease() as lease:
-        await replicas.post(lease, "/completions", {"prompt": "a", "max_tokens": 1})
-    return replicas.model
+    return None
 
 
 def _content(root: str) -> str:

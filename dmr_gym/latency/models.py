@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -32,8 +31,7 @@ class TokenLinearLatency:
         """Check the coefficients."""
         named = {"router_ms": self.router_ms} | {f"ms_per_token.{key}": ms for key, ms in self.ms_per_token.items()}
         for name, value in named.items():
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-                raise ConfigError(f"{name} must be a finite number of milliseconds of at least 0, got {value!r}")
+            check_amount(name, value, "ms")
 
     def llm_seconds(self, call: LLMCall) -> float:
         """Time of the LLM call: completion tokens times the precision's price."""

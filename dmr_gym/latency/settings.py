@@ -93,7 +93,7 @@ def price_source(name_or_mapping: str | Mapping[str, Any], precisions: Sequence[
     quantity, unit = QUANTITIES[settings["kind"]]
     if settings["kind"] == "wall-clock":
         return PriceSource(None, False, "wall clock of the calls", quantity, unit)
-    if "profile" in settings and set(settings) <= {"kind", "profile", "router_ms"}:
+    if "profile" in settings and not any(key.startswith(("ms_per_", "joules_", "dollars_")) for key in settings):
         name = settings["profile"]
         guessed = [p for p in load_profile(name).projected if precisions is None or p in precisions]
         note = f", {' and '.join(guessed)} projected" if guessed else ""
