@@ -29,13 +29,14 @@ import numpy as np
 
 from dmr_gym.command_line import add_env_options, chosen_env, first_tasks, recipe_parser, run
 from dmr_gym.config import EnvConfig
-from dmr_gym.metrics import Interval
+from dmr_gym.errors import ConfigError
 from dmr_gym.parts import Parts, build_parts
 from dmr_gym.runs import provenance, write_json
 from dmr_gym.training import claim_folder, stop_on_signal
 from dmr_gym.tree.build import STATES_AT_ONCE, grow_trees
 from dmr_gym.tree.graph import INDEX_FILE, RoutingTree, load_trees, read_settings
 from dmr_gym.tree.growth import UNTIL
+from dmr_gym.tree.report import mean_bounds
 from dmr_gym.tree.values import Prices, best_values, episode_return
 
 LIMITS = ("budget", "until", "states_at_once")
@@ -63,8 +64,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--until",
         choices=UNTIL,
         default="complete",
-        help='"decided" also stops where what is left can change neither the oracle nor the worth of the decisions of '
-        "a successful episode at the highest precision (default: %(default)s)",
+        help='"decided" also stops where what is left can change neither the oracle nor which decisions of a '
+        "successful episode at the highest precision are critical (default: %(default)s)",
     )
     add(
         "--states-at-once",
@@ -108,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     index = {task_id: path.relative_to(folder).as_posix() for task_id, path in paths.items()}
     write_json(folder / INDEX_FILE, {"trees": index, "settings": settings})
     trees = load_trees(folder, task_ids)
-    summary = summarize(trees, Prices(parts.rules.latency, config.lambda_, config.invalid_action_penalty))
+    summary = summarize(trees, Prices(parts.rules.latency, config.lambda_))
     seconds = {"built_now": len(missing), "wall_s": time.perf_counter() - began}
     write_json(folder / "run.json", {"settings": settings, "summary": summary, **seconds, **provenance()})
     show(summary, config.lambda_, folder)
@@ -133,8 +134,11 @@ def file_name(task_id: str) -> str:
 
 
 def is_done(path: Path, settings: dict[str, Any]) -> bool:
-    """Whether the tree is there, grown with the same limits."""
-    return path.is_file() and read_settings(path) == settings
+    """Whether the tree is there, whole, and grown with the same limits."""
+    try:
+        return path.is_file() and read_settings(path) == settings
+    except ConfigError:
+        return False
 
 
 def summarize(trees: Sequence[RoutingTree], prices: Prices) -> dict[str, Any]:
@@ -146,10 +150,10 @@ def summarize(trees: Sequence[RoutingTree], prices: Prices) -> dict[str, Any]:
         "states": np.quantile([tree.expanded for tree in trees], [0, 0.25, 0.5, 0.75, 1]).tolist(),
         "states_of_all": sum(tree.expanded for tree in trees),
         "lambda": prices.lambda_,
-        "oracle_return": _mean(oracle),
+        "oracle_return": mean_bounds(oracle),
     }
     for p, name in enumerate(trees[0].precisions):
-        summary[f"always_{name}_return"] = _mean([episode_return(t, prices, t.fixed_path(p)) for t in trees])
+        summary[f"always_{name}_return"] = mean_bounds([episode_return(t, prices, t.fixed_path(p)) for t in trees])
     return summary
 
 
@@ -161,10 +165,6 @@ def show(summary: dict[str, Any], lambda_: float, folder: Path) -> None:
         bounds = f"{low:.4f}" if high - low < 5e-5 else f"{low:.4f} to {high:.4f}"
         print(f"mean return at lambda {lambda_:g}, {name.removesuffix('_return').replace('_', ' ')}: {bounds}")
     print(f"wrote {folder / INDEX_FILE}")
-
-
-def _mean(bounds: Sequence[Interval]) -> tuple[float, float]:
-    return float(np.mean([bound.low for bound in bounds])), float(np.mean([bound.high for bound in bounds]))
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from dmr_gym import trained_on
 from dmr_gym.calibration import StepShare, describe_scores, step_share
-from dmr_gym.command_line import add_env_options, chosen_env, first_tasks, make_envs, recipe_parser, run
+from dmr_gym.command_line import add_env_options, chosen_env, first_tasks, make_envs, recipe_parser, run, settings_of
 from dmr_gym.config import EnvConfig
 from dmr_gym.deployment import (
     THRESHOLDS_FILE,
@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         show_warnings(trained_on.check(router.trained_on, described, config.max_steps))
     forced = forced_types(args.force_high, router)
     settings = {
-        **{key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()},
+        **settings_of(args),
         "env_id": env_id,
         "env": {key: value for key, value in asdict(config).items() if key != "cache_dir"},
         "router_digest": router.digest(),
@@ -129,7 +129,7 @@ def check_shares(
 ) -> list[StepShare]:
     """Play another panel at each threshold and count the steps that went to the highest precision."""
     high = len(config.precisions) - 1
-    envs = make_envs(config, args.check_panel, args.num_envs)
+    envs = make_envs(config, args.check_panel, args.num_envs, whole=True)
     tasks = first_tasks(envs, args.check_tasks)
     shares = []
     for threshold in calibration.thresholds:

@@ -50,6 +50,7 @@ from dmr_gym.command_line import (
     recipe_parser,
     router_config,
     run,
+    settings_of,
 )
 from dmr_gym.config import EnvConfig, to_toml
 from dmr_gym.deployment import BUDGETS, forcing
@@ -111,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if config.backend.get("kind") not in ("embedded", "local"):
             raise ConfigError("--processor-time counts what this process computes: servers need the wall clock")
         backend = TimedBackend(backend, time.process_time)
-    settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
+    settings = settings_of(args)
     described = asdict(replace(config, cache_dir=None))
     models = {name: backend.digest(name) for name in measured}
     free = ("out", "config", "tasks", "resamples", "hardware", "project")

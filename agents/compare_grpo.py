@@ -34,7 +34,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import train_grpo
 
-from dmr_gym.command_line import add_env_options, chosen_env, env_options, first_tasks, make_envs, recipe_parser, run
+from dmr_gym.command_line import (
+    add_env_options,
+    chosen_env,
+    env_options,
+    first_tasks,
+    make_envs,
+    recipe_parser,
+    run,
+    settings_of,
+)
 from dmr_gym.config import EnvConfig
 from dmr_gym.deployment import (
     DEFAULT_TAU,
@@ -122,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = tabulate(contenders, args)
     prices = price_source(config.latency, config.precisions)
     record = {
-        "settings": {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()},
+        "settings": settings_of(args),
         "training_options": rest,
         "env_id": env_id,
         "env": asdict(config),

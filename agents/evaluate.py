@@ -67,12 +67,13 @@ from dmr_gym.journal import Journal
 from dmr_gym.latency import PriceSource, price_source
 from dmr_gym.records import read_policies, step_alternatives
 from dmr_gym.result_tables import result_tables
-from dmr_gym.results import ROUTED, Results, oracle_points, read_oracle, tabulate
+from dmr_gym.results import ROUTED, Results, of_tasks, oracle_points, read_oracle, tabulate
 from dmr_gym.router import PrecisionRouter
 from dmr_gym.runs import file_digest, provenance, write_atomically, write_json
 from dmr_gym.tables import write_tables
 from dmr_gym.tasks import make_task
 from dmr_gym.training import stop_on_signal
+from dmr_gym.tree.graph import trees_digest
 from dmr_gym.types import SamplingParams
 
 PICTURE = "accuracy_latency.png"
@@ -150,6 +151,8 @@ def check_args(args: argparse.Namespace) -> None:
     for name in ("seeds", "batch"):
         if getattr(args, name) < 1:
             raise ConfigError(f"--{name} must be at least 1, got {getattr(args, name)}")
+    if args.alternatives and args.trees is not None:
+        raise ConfigError("--alternatives asks the LLM, which trees stand for: leave --trees out")
     if args.alternatives and args.no_texts:
         raise ConfigError("--alternatives are texts: leave --no-texts out")
     if not all(0 <= lambda_ < float("inf") for lambda_ in args.lambdas):
@@ -182,13 +185,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     oracle = None if args.oracle is None else read_oracle(args.oracle)
     teams = load_teams(args, config)
     with (
-        closing(make_envs(config, args.panel, args.num_envs)) as envs,
+        closing(make_envs(config, args.panel, args.num_envs, whole=True)) as envs,
         stop_on_signal("batch", "the same command") as stop,
     ):
         task_ids = first_tasks(envs, args.tasks)
         models = {name: envs.backend.digest(name) for name in envs.precisions}
         check_training(teams, trained_on.environment_record(env_id, args.panel, config, models), config)
-        digests = {"models": models, "encoder": make_encoder(config.encoder).digest}
+        oracle = of_tasks(oracle, task_ids)
+        digests: dict[str, Any] = {"models": models, "encoder": make_encoder(config.encoder).digest}
+        if args.trees is not None:
+            panels = [args.panel] if args.thresholds is not None else [args.panel, args.calibration_panel]
+            digests["trees"] = {panel: trees_digest(Path(args.trees) / panel) for panel in panels}
         calibrations = [calibration_of(i, router, config, args, digests) for i, router in enumerate(teams[0].routers)]
         check_calibrations(calibrations)
         stop.leave("the calibration")
@@ -320,7 +327,7 @@ def contenders(
     pairs = [(contender, forced) for contender in found]
     for team in trained:
         points = [RoutedPoint(router) for router in team.routers]
-        name = f"{team.kind.upper()} λ={team.lambda_:g}"
+        name = f"{team.kind.upper()} λ={team.lambda_!r}"
         pairs.append((routed(name, team.kind, points, seeds, greedy, lambda_=team.lambda_), ()))
     return pairs
 

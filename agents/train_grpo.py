@@ -46,6 +46,7 @@ from dmr_gym.command_line import (
     recipe_parser,
     router_config,
     run,
+    settings_of,
 )
 from dmr_gym.config import EnvConfig
 from dmr_gym.device import torch_device
@@ -150,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         models = {name: envs.backend.digest(name) for name in envs.precisions}
         here = trained_on.environment_record(env_id, args.panel, config, models)
         router = first_router(args, config, here)
-        settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
+        settings = settings_of(args)
         begun = {"env_id": env_id, "env": asdict(config), "models": models, "router_digest": router.digest()}
         begun["env"].pop("cache_dir")
         claim_folder(args.out, settings | begun, args.resume, FREE)

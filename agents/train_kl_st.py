@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dmr_gym.command_line import add_router_options, recipe_parser, router_config, run
+from dmr_gym.command_line import add_router_options, recipe_parser, router_config, run, settings_of
 from dmr_gym.device import torch_device
 from dmr_gym.errors import ConfigError
 from dmr_gym.kl import STEPS
@@ -137,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.manual_seed(args.seed)
     router = PrecisionRouter(router_config(args, dataset.rows.shape[1], n_precisions)).to(args.device)
     router.trained_on = trained_on_record
-    settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
+    settings = settings_of(args)
     settings["data_sha256"] = file_digest(data_file)
     # Where the data lies does not matter, and neither is any epoch changed by how many may follow.
     free = ("data", "out", "config", "resume", "epochs", "patience")

@@ -40,7 +40,7 @@ from stable_baselines3.common.logger import Logger
 from tqdm import tqdm
 
 from dmr_gym import trained_on
-from dmr_gym.command_line import add_env_options, chosen_env, first_tasks, make_envs, recipe_parser, run
+from dmr_gym.command_line import add_env_options, chosen_env, first_tasks, make_envs, recipe_parser, run, settings_of
 from dmr_gym.config import EnvConfig
 from dmr_gym.device import torch_device
 from dmr_gym.errors import ConfigError
@@ -163,7 +163,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"warning: {warning}")
     model = build(RoutingVecEnv(envs), config, args)
     model.policy.router.trained_on = data
-    settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
+    settings = settings_of(args)
     settings |= {"env_id": env_id, "env": asdict(replace(config, cache_dir=None)), "models": models}
     settings |= {"start_digest": start.digest() if start is not None else None}
     claim_folder(args.out, settings, args.resume, FREE)

@@ -8,22 +8,22 @@ tree, and answers come from the completion cache or the LLM.
     python agents/tree_report.py --trees runs/trees --out runs/tree-report
     python agents/tree_report.py --trees runs/trees --kl runs/kl-test --router runs/kl-st/router --out runs/tree-report
 
-``--kl`` is what agents/collect_kl.py wrote for the same panel. ``--out`` then holds report.json, tree_report.png and
-decisions.jsonl, a line a step of the episodes at the highest precision.
+``--kl`` is what agents/collect_kl.py wrote for the same panel. ``--out`` then holds report.json, tree_report.png,
+decisions.jsonl, a line a step of the episodes at the highest precision, and oracle.json for ``--oracle`` of
+agents/evaluate.py, with the tasks whose best routing is known exactly.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dmr_gym.command_line import add_env_options, chosen_env, make_envs, recipe_parser, run
+from dmr_gym.command_line import add_env_options, chosen_env, make_envs, recipe_parser, run, settings_of
 from dmr_gym.config import EnvConfig
 from dmr_gym.deployment import DEFAULT_TAU, budget_text, check_router, forced_types, forcing, read_calibration
 from dmr_gym.errors import ConfigError
@@ -34,6 +34,7 @@ from dmr_gym.policies import Policy, RandomPolicy, RouterPolicy
 from dmr_gym.rollout import rollout
 from dmr_gym.router import PrecisionRouter
 from dmr_gym.runs import provenance, write_atomically, write_json
+from dmr_gym.tree.answers import check_trees, check_world
 from dmr_gym.tree.decisions import harmless_actions
 from dmr_gym.tree.figures import LabelCurve, Point, draw_report
 from dmr_gym.tree.frontier import panel_times
@@ -48,6 +49,7 @@ from dmr_gym.tree.report import (
     matching_kls,
     mean_bounds,
     on_tree,
+    oracle_records,
     policy_row,
 )
 from dmr_gym.tree.values import Prices, best_actions, best_values
@@ -91,6 +93,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args.trees = None if args.live else args.trees
     _, config = chosen_env(args, args.out / "cache")
     trees = load_trees(folder / args.panel)
+    check_trees(trees, config)
+    check_world(trees, replace(config, task_kwargs={**config.task_kwargs, "panel": args.panel}))
     latency = make_latency_model(config.latency, config.precisions)
     lambdas = list(dict.fromkeys([config.lambda_, *args.lambdas]))
     prices = {x: Prices(latency, x) for x in lambdas}
@@ -106,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     decisions = decisions_at_highest(trees, here)
     kls, labels, curves = judge_labels(trees, decisions, args.kl)
     record = {
-        "settings": json.loads(json.dumps(vars(args), default=str)),
+        "settings": settings_of(args),
         "env": asdict(config),
         "trees": describe_trees(trees, folder),
         "oracle": {f"{x:g}": mean_bounds(each) for x, each in oracle.items()},
@@ -122,6 +126,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         **provenance(),
     }
     write_json(args.out / "report.json", record)
+    write_json(args.out / "oracle.json", oracle_records(trees, values, prices))
     text = decision_lines(trees, decisions, kls)
     write_atomically(args.out / "decisions.jsonl", lambda part: part.write_text(text, encoding="utf-8"))
     shown = [row for row in rows if row["kind"] != "oracle" and not row["left_tree"]]

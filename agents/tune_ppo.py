@@ -29,7 +29,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from dmr_gym.command_line import recipe_parser, run
+from dmr_gym.command_line import recipe_parser, run, settings_of
 from dmr_gym.errors import ConfigError
 from dmr_gym.runs import provenance, write_json
 from dmr_gym.training import SETTINGS_FILE, read_history
@@ -173,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 bar.update()
     winners = sorted(finalists, key=lambda setting: -setting.score(fresh))
     record = {
-        "settings": {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()},
+        "settings": settings_of(args),
         "passed_on": list(passed_on),
         "space": SPACE,
         "search": [setting.record(first) for setting in ranked],

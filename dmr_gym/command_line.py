@@ -42,7 +42,8 @@ class RecipeParser(argparse.ArgumentParser):
         lambdas = [0.005, 0.01, 0.02]
         seeds = 3
 
-    stands for ``--lambdas 0.005 0.01 0.02 --seeds 3`` in front of the command line, which overrides it.
+    stands for ``--lambdas 0.005 0.01 0.02 --seeds 3`` in front of the command line, which overrides it. Only
+    a flag that the table sets stays set, and an option that may be repeated is added to.
 
     Args:
         documentation: its first line describes the recipe.
@@ -202,18 +203,22 @@ def env_config(env_id: str, settings: Sequence[str] = (), cache_dir: str | None 
     return replace(config, cache_dir=cache_dir or config.cache_dir)
 
 
-def make_envs(config: EnvConfig, panel: str, num_envs: int, **live: Any) -> PrecisionRoutingVectorEnv:
+def make_envs(
+    config: EnvConfig, panel: str, num_envs: int, *, whole: bool = False, **live: Any
+) -> PrecisionRoutingVectorEnv:
     """Build the vector environment for one panel of tasks, to be run by `dmr_gym.rollout.rollout`.
 
     Args:
         config: its keywords; a panel among those of the task gives way to this one.
         panel: "train", "calibration", "validation" or "test".
         num_envs: sub-environments.
+        whole: whether trees that are cut off are refused, not only told of: an episode that leaves one ends early, and
+            would count as one that failed in little time.
         **live: parts that stand in for those that the keywords describe, such as ``backend``.
 
     Raises:
-        ConfigError: ``--trees`` names a folder without trees of the panel, or with those of another world; or trees
-            are to be played with live parts.
+        ConfigError: ``--trees`` names a folder without trees of the panel, or with those of another world, or with
+            cut ones where they must be whole; or trees are to be played with live parts.
     """
     config = replace(config, task_kwargs={**config.task_kwargs, "panel": panel})
     if config.backend.get("kind") != TREES:
@@ -223,8 +228,11 @@ def make_envs(config: EnvConfig, panel: str, num_envs: int, **live: Any) -> Prec
     trees = load_trees(Path(config.backend["folder"]) / panel)
     check_world(trees, config)
     cut = sum(not tree.is_complete for tree in trees)
+    told = f"{cut} of {len(trees)} trees of {panel} are cut off, and an episode that leaves one ends there"
+    if cut and whole:
+        raise ConfigError(f"{told}: build them with more --budget; agents/tree_report.py has bounds for cut ones")
     if cut:
-        print(f"warning: {cut} of {len(trees)} trees of {panel} are cut off; an episode that leaves one ends there")
+        print(f"warning: {told}")
     return TreeVectorEnv(trees, config, num_envs, autoreset_mode="Disabled")
 
 
@@ -269,7 +277,9 @@ def _tokens(option: argparse.Action, value: object, where: str) -> list[str]:
             raise ConfigError(f"{where} must be true or false, got {value!r}")
         return [flag] if value else []
     values = value if isinstance(value, list) else [value]
-    if isinstance(value, list) != (option.nargs in ("*", "+")) or any(isinstance(v, bool | dict) for v in values):
+    if isinstance(value, list) != (option.nargs in ("*", "+")) or any(
+        isinstance(v, bool | dict | list) for v in values
+    ):
         expected = "a list" if option.nargs in ("*", "+") else "one value"
         raise ConfigError(f"{where} must be {expected}, as {flag} takes it, got {value!r}")
     for text in map(str, values):

@@ -183,7 +183,7 @@ def calibrate(
     Raises:
         ConfigError: no step of the panel is router-eligible, or a type was to be forced and no step has it.
     """
-    envs = make_envs(config, args.calibration_panel, args.num_envs)
+    envs = make_envs(config, args.calibration_panel, args.num_envs, whole=True)
     tasks = first_tasks(envs, args.calibration_tasks)
     models = {name: envs.backend.digest(name) for name in envs.precisions}
     policy = forcing(RouterPolicy(router, tau=DEFAULT_TAU), len(config.precisions) - 1, forced)

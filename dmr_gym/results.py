@@ -75,6 +75,24 @@ def read_oracle(path: Path) -> dict[float, dict[str, OracleEpisode]]:
         ) from error
 
 
+def of_tasks(oracle: Oracle | None, task_ids: Sequence[str]) -> Oracle | None:
+    """The oracle of these tasks alone, so that its points are means over the tasks that policies play.
+
+    Raises:
+        ConfigError: it lacks one of them.
+    """
+    if oracle is None:
+        return None
+    for lambda_, tasks in oracle.items():
+        missing = [task for task in task_ids if task not in tasks]
+        if missing:
+            raise ConfigError(
+                f"the oracle at λ={lambda_:g} lacks {len(missing)} of the {len(task_ids)} tasks, such as "
+                f"{missing[0]!r}: use one of the same panel"
+            )
+    return {lambda_: {task: tasks[task] for task in task_ids} for lambda_, tasks in oracle.items()}
+
+
 class Results(NamedTuple):
     """What an evaluation found.
 

@@ -201,7 +201,7 @@ class PrecisionRoutingVectorEnv(VectorEnv[FloatArray, NDArray[np.int64], NDArray
         self._parts.close()
 
     def _carry_out(self, stepping: list[int], requests: Sequence[Request], resetting: list[int]) -> None:
-        """Let answers reach their episodes as they come, then start new ones; after an error all are as before."""
+        """Let answers reach their episodes as they come, then start new ones; an error of the backend undoes it."""
         episodes = self._parts.episodes
         left = len(stepping)
         before: dict[int, EpisodeState] = {}

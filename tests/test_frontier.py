@@ -1,4 +1,4 @@
-"""Operating points by hand-computed numbers: ranks, gap recovered, Pareto distance, gap to an oracle; and accuracy."""
+"""Operating points by hand-computed numbers: ranks, gap recovered, Pareto distance, and gap to an oracle."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from dmr_gym.metrics import (
     OperatingPoint,
     average_gap_recovered,
     average_ranks,
-    balanced_accuracy,
     gap_recovered,
     oracle_gap,
     pareto_distance,
@@ -144,16 +143,3 @@ def test_an_oracle_of_other_tasks_is_refused():
     episodes = [EpisodeResult("a", True, 2.0, (1, 0), 1), EpisodeResult("b", True, 2.0, (1, 0), 1)]
     with pytest.raises(ConfigError, match="the oracle lacks 1 of the 2 tasks that were played, such as 'b'"):
         oracle_gap(episodes, {"a": 1.0}, 0.1)
-
-
-def test_balanced_accuracy_by_hand():
-    """Recall 3/4 on the common class and 0 on the rare one: 3/8, although 3 of 5 are right."""
-    labels, predictions = np.array([0, 0, 0, 0, 1]), np.array([0, 0, 0, 1, 0])
-    assert balanced_accuracy(labels, predictions) == pytest.approx(3 / 8)
-
-
-def test_balanced_accuracy_ignores_classes_that_do_not_occur():
-    """Predicting a class that no label has only costs recall of the others."""
-    assert balanced_accuracy(np.array([0, 0]), np.array([0, 2])) == pytest.approx(0.5)
-    with pytest.raises(ConfigError, match="balanced accuracy"):
-        balanced_accuracy(np.array([0, 1]), np.array([0]))

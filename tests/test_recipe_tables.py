@@ -90,6 +90,7 @@ def test_the_environment_does_not_see_the_tables(tmp_path: Path) -> None:
         ("[evaluate]\nbudgest = [1]", r"mine.toml: unknown option of \[evaluate\] 'budgest'; did you mean 'budgets'\?"),
         ("[evaluate]\nset = 'a=1'", r"unknown option of \[evaluate\] 'set'"),
         ("[evaluate]\nbudgets = 0.2", "evaluate.budgets must be a list, as --budgets takes it, got 0.2"),
+        ("[evaluate]\nbudgets = [[0.2]]", r"evaluate.budgets must be a list, as --budgets takes it, got \[\[0.2\]\]"),
         ("[evaluate]\ntasks = [1]", r"evaluate.tasks must be one value, as --tasks takes it, got \[1\]"),
         ("[evaluate]\ntasks = true", "evaluate.tasks must be one value, as --tasks takes it, got True"),
         ("[evaluate]\ntasks = 1.5", "evaluate.tasks cannot be '1.5', which --tasks does not take: invalid literal"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,40 @@ def test_trees_of_another_world_are_refused(built: Path) -> None:
         load_recipe("collect_kl").main([*SMALL, "--trees", str(built), "--panel", "test", "--out", str(built / "kl")])
 
 
+def test_reports_of_another_world_are_refused_before_anything_is_valued(built: Path, tmp_path: Path) -> None:
+    """Another environment, or another step cap, also where policies play live."""
+    report = load_recipe("tree_report")
+    with pytest.raises(ConfigError, match="has precisions"):
+        report.main(["--trees", str(built), "--out", str(tmp_path)])
+    with pytest.raises(ConfigError, match="has max_steps"):
+        report.main([*SMALL, "--trees", str(built), "--out", str(tmp_path), "--live", "--set", "max_steps=20"])
+
+
+def test_a_damaged_tree_grows_anew(built: Path, tmp_path: Path) -> None:
+    """What the message about it advises: the same command builds it again."""
+    out = tmp_path / "trees"
+    shutil.copytree(built, out)
+    whole = load_trees(out / "test")
+    damaged = next((out / "test" / "trees").iterdir())
+    damaged.write_bytes(b"????")
+    with pytest.raises(ConfigError, match="damaged; build it again"):
+        load_trees(out / "test")
+    load_recipe("build_trees").main([*SMALL, "--out", str(out), "--tasks", "6"])
+    assert read(out / "test" / "run.json")["built_now"] == 1
+    assert [tree.expanded for tree in load_trees(out / "test")] == [tree.expanded for tree in whole]
+    (out / "test" / "index.json").write_text("{", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"index\.json is damaged"):
+        load_trees(out / "test")
+
+
+def test_prices_that_trees_cannot_have_are_refused_before_any_tree_grows(tmp_path: Path) -> None:
+    """An evening of LLM calls would otherwise end in the message."""
+    latency = ["--set", 'latency={kind = "wall-clock"}']
+    with pytest.raises(ConfigError, match="by its tokens alone"):
+        load_recipe("build_trees").main([*SMALL, *latency, "--out", str(tmp_path), "--tasks", "2"])
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
 @pytest.fixture(scope="module")
 def trained(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A router that GRPO has trained on trees for two updates."""
@@ -152,6 +187,64 @@ def test_routers_are_trained_and_evaluated_on_trees(built: Path, trained: Path, 
         load_recipe("evaluate").main([*SMALL, *options, *router, *tasks])
         results.append(read(out / "results.json")["results"])
     assert results[0] == results[1]
+
+
+def test_the_evaluation_reads_the_oracle_that_the_report_writes(built: Path, trained: Path, tmp_path: Path) -> None:
+    """No policy beats it on the tasks that were played, and it is the oracle of these tasks alone."""
+    report = ["--trees", str(built), "--out", str(tmp_path / "report"), "--lambdas", "0.5", "--random-seeds", "0"]
+    load_recipe("tree_report").main([*SMALL, *report])
+    oracle = read(tmp_path / "report" / "oracle.json")
+    assert {len(tasks) for tasks in oracle.values()} == {6}
+    run = [
+        "--router",
+        str(trained / "router"),
+        "--trees",
+        str(built),
+        "--out",
+        str(tmp_path / "evaluation"),
+        "--tasks",
+        "4",
+    ]
+    run += ["--calibration-tasks", "6", "--oracle", str(tmp_path / "report" / "oracle.json"), "--lambdas", "0.5"]
+    load_recipe("evaluate").main([*SMALL, *run, "--seeds", "1", "--resamples", "20"])
+    found = read(tmp_path / "evaluation" / "results.json")
+    routed = {row["policy"] for row in found["results"] if row["kind"] == "router"}
+    gaps = [row["oracle_gap"] for row in found["returns"] if row["policy"] in routed and "oracle_gap" in row]
+    assert gaps
+    assert min(gaps) >= -1e-9
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps({"0.5": {"absent": {"return": 1.0, "success": True, "time_s": 0.0}}}), encoding="utf-8")
+    run[run.index("--oracle") + 1] = str(other)
+    with pytest.raises(ConfigError, match="lacks 4 of the 4 tasks"):
+        load_recipe("evaluate").main([*SMALL, *run, "--seeds", "1"])
+
+
+def test_an_evaluation_on_cut_trees_is_refused_and_rebuilt_trees_are_played_anew(
+    built: Path, trained: Path, tmp_path: Path
+) -> None:
+    """An episode that leaves a cut tree is no failure; and what was saved belongs to the trees it was played on."""
+    trees, out = tmp_path / "trees", tmp_path / "evaluation"
+    shutil.copytree(built, trees)
+    run = [*SMALL, "--router", str(trained / "router"), "--trees", str(trees), "--out", str(out), "--no-random"]
+    run += ["--tasks", "6", "--calibration-tasks", "6", "--seeds", "1", "--resamples", "20"]
+    build = [*SMALL, "--out", str(trees), "--tasks", "6"]
+    evaluate, build_trees = load_recipe("evaluate"), load_recipe("build_trees")
+    evaluate.main(run)
+    ended = read_journal(out)
+    assert ended["episodes_played"] > 0
+    evaluate.main(run)
+    assert read_journal(out)["episodes_played"] == 0
+    build_trees.main([*build, "--budget", "5"])
+    with pytest.raises(ConfigError, match=r"6 of 6 trees of test are cut off.*more --budget"):
+        evaluate.main(run)
+    build_trees.main([*build, "--budget", "4000"])
+    evaluate.main(run)
+    assert read_journal(out)["episodes_played"] == ended["episodes_played"]
+
+
+def read_journal(folder: Path) -> Any:
+    """The last line of an evaluation's journal."""
+    return json.loads((folder / "journal.jsonl").read_text(encoding="utf-8").splitlines()[-1])
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from dmr_gym.errors import ConfigError
 from dmr_gym.parts import Parts
 from dmr_gym.tree.graph import RoutingTree
 from dmr_gym.tree.growth import UNTIL, Growth, Until
+from dmr_gym.tree.values import Prices
 
 TASKS_AT_ONCE = 8
 STATES_AT_ONCE = 4
@@ -47,7 +48,8 @@ def grow_trees(
         budget: most states of a tree at which the precisions answer; each costs P completions.
         until: "complete" grows a tree until its budget is used up or nothing is left; "decided" also stops where every
             state that is still open takes as long as the cheapest success is known to, and as long as the highest
-            precision's own episode where that succeeds. The oracle is then exact at every λ.
+            precision's own episode where that succeeds. The oracle is then exact at every λ, where invalid actions cost
+            nothing.
         settings: plain data to keep with the trees.
         tasks_at_once: trees that grow side by side.
         states_at_once: states that each of them adds to a batch; the trees depend on it where a budget cuts them off.
@@ -59,7 +61,8 @@ def grow_trees(
         The trees in the order of the tasks.
 
     Raises:
-        ConfigError: a temperature above 0, where an episode is no function of its precisions; or a number below 1.
+        ConfigError: a temperature above 0, where an episode is no function of its precisions; a number below 1; or a
+            latency model that `Prices` refuses.
     """
     temperature = parts.rules.sampling.temperature
     if temperature > 0:
@@ -71,6 +74,7 @@ def grow_trees(
         raise ConfigError(unknown_name("until", until, UNTIL))
     for name, value in (("budget", budget), ("tasks_at_once", tasks_at_once), ("states_at_once", states_at_once)):
         check_count(name, value)
+    prices = Prices(parts.rules.latency, parts.rules.lambda_)
     from tqdm import tqdm
 
     done: dict[str, RoutingTree] = {}
@@ -81,7 +85,7 @@ def grow_trees(
     with tqdm(total=len(task_ids), desc=progress, unit="tree", disable=progress is None, mininterval=interval) as bar:
         while True:
             for _, task_id in zip(range(tasks_at_once - len(growing)), waiting, strict=False):
-                growing.append(Growth(parts.episodes[0], task_id, budget, until))
+                growing.append(Growth(parts.episodes[0], prices, task_id, budget, until))
             if not growing:
                 return [done[task_id] for task_id in task_ids]
             _grow(parts, growing, states_at_once)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dmr_gym.errors import ConfigError
-from dmr_gym.tree.graph import NOWHERE, RoutingTree
+from dmr_gym.tree.graph import RoutingTree
 from dmr_gym.tree.values import TIE, Floats, Prices, Values, least_seconds
 from dmr_gym.types import IntArray
 
@@ -77,15 +77,7 @@ def harmless_actions(tree: RoutingTree) -> list[int]:
     It is what a router would do that foresees every difference between precisions and nothing else: the best that
     imitating the highest precision can reach. The actions end where the tree does.
     """
-    actions: list[int] = []
-    state = 0
-    while state != NOWHERE and not tree.is_open[state]:
-        same = np.ones(len(tree.precisions), dtype=np.bool_)
-        for array in (tree.child, tree.row, tree.over):
-            same &= array[state] == array[state, -1]
-        actions.append(int(np.argmax(same)))
-        state = int(tree.child[state, -1])
-    return actions
+    return tree.follow(np.argmax(tree.agrees(), axis=1))
 
 
 @dataclass(frozen=True, slots=True)

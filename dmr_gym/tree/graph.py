@@ -9,6 +9,7 @@ Shapes: N states, P precisions, S texts.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from dmr_gym.errors import ConfigError
-from dmr_gym.runs import write_atomically
+from dmr_gym.runs import file_digest, write_atomically
 from dmr_gym.types import IntArray
 
 FORMAT = 1
@@ -114,12 +115,14 @@ class RoutingTree:
         """Whether the tree has every state that any routing can reach."""
         return not self.is_open.any()
 
+    def agrees(self) -> NDArray[np.bool_]:
+        """Where a precision takes the step that the highest takes: (N, P) bool; open states tell nothing."""
+        arrays = (self.child, self.row, self.over)
+        return np.asarray(np.logical_and.reduce([array == array[:, -1:] for array in arrays]))
+
     def same_step(self) -> NDArray[np.bool_]:
         """Where all precisions take the same step: (N,) bool, False at open states."""
-        same = ~self.is_open
-        for array in (self.child, self.row, self.over):
-            same &= (array == array[:, :1]).all(axis=1)
-        return same
+        return np.asarray(self.agrees().all(axis=1) & ~self.is_open)
 
     def levels(self) -> list[IntArray]:
         """States by their depth, from the deepest to the start."""
@@ -151,11 +154,19 @@ class RoutingTree:
 
     def fixed_path(self, precision: int) -> list[int]:
         """Actions of the episode in which one precision takes every step, as far as the tree has it."""
+        return self.follow(np.full(len(self), precision))
+
+    def follow(self, choices: IntArray, state: int = 0) -> list[int]:
+        """Actions of the episode that takes a chosen precision at each state, as far as the tree has it.
+
+        Args:
+            choices: (N,) int64 precision indices; those at open states do not matter.
+            state: where to begin.
+        """
         actions: list[int] = []
-        state = 0
         while state != NOWHERE and not self.is_open[state]:
-            actions.append(precision)
-            state = int(self.child[state, precision])
+            actions.append(int(choices[state]))
+            state = int(self.child[state, actions[-1]])
         return actions
 
     def save(self, path: Path) -> None:
@@ -216,11 +227,24 @@ def load_trees(folder: Path, task_ids: Sequence[str] | None = None) -> list[Rout
     return [RoutingTree.load(folder / files[task_id]) for task_id in (files if task_ids is None else task_ids)]
 
 
+def trees_digest(folder: Path) -> str:
+    """SHA-256 of all trees in a folder: another one after they were built with other limits.
+
+    Raises:
+        ConfigError: there are none, or a file is missing.
+    """
+    digests = {task_id: file_digest(folder / name) for task_id, name in _index(folder).items()}
+    return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
+
+
 def _index(folder: Path) -> dict[str, str]:
     path = folder / INDEX_FILE
     if not path.is_file():
         raise ConfigError(f"no routing trees in {folder}: agents/build_trees.py --out writes them")
-    files: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))["trees"]
+    try:
+        files: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))["trees"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} is damaged: run agents/build_trees.py again, which writes it anew") from error
     return files
 
 

@@ -12,7 +12,8 @@ import numpy as np
 
 from dmr_gym.episode import Episode, EpisodeState
 from dmr_gym.tree.graph import EDGE_ARRAYS, NOWHERE, RoutingTree
-from dmr_gym.types import Completion, LLMCall
+from dmr_gym.tree.values import Prices
+from dmr_gym.types import Completion
 
 Until = Literal["complete", "decided"]
 UNTIL: tuple[Until, ...] = ("complete", "decided")
@@ -41,16 +42,17 @@ class Growth:
 
     Args:
         episode: plays the steps; shared, so every use begins with restoring a state.
+        prices: which states are cheap.
         task_id: of the panel.
         budget: most states to expand.
         until: see `dmr_gym.tree.build.grow_trees`.
     """
 
-    def __init__(self, episode: Episode, task_id: str, budget: int, until: Until) -> None:
+    def __init__(self, episode: Episode, prices: Prices, task_id: str, budget: int, until: Until) -> None:
         self.task_id = task_id
         self.expanded = 0
         self.is_done = False
-        self._episode, self._budget, self._until = episode, budget, until
+        self._episode, self._prices, self._budget, self._until = episode, prices, budget, until
         self._texts: dict[str, int] = {}
         # Texts are embedded when the tree is played; until then any unit vector stands for them.
         self._unit = np.eye(1, episode.rules.dim, dtype=np.float32)[0]
@@ -94,6 +96,7 @@ class Growth:
 
     def expand(self, state: int, completions: Sequence[Completion]) -> None:
         """Carry out what each precision says at a state."""
+        names = self._episode.rules.precisions
         steps: dict[str, Answer] = {}
         for precision, completion in enumerate(completions):
             if completion.text not in steps:
@@ -102,7 +105,9 @@ class Growth:
             steps[completion.text]._replace(
                 prompt_tokens=completion.prompt_tokens,
                 completion_tokens=completion.completion_tokens,
-                seconds=self._price(precision, completion),
+                seconds=sum(
+                    self._prices.seconds(names[precision], completion.prompt_tokens, completion.completion_tokens)
+                ),
             )
             for precision, completion in enumerate(completions)
         )
@@ -160,12 +165,6 @@ class Growth:
             invalid_reason=self._text(step.invalid_reason or ""),
             seconds=0.0,
         )
-
-    def _price(self, precision: int, completion: Completion) -> float:
-        """LLM and router seconds of a step, as the environment charges them."""
-        rules = self._episode.rules
-        call = LLMCall(rules.precisions[precision], completion.prompt_tokens, completion.completion_tokens)
-        return rules.latency.llm_seconds(call) + rules.latency.router_seconds(call)
 
     def _enter(self, snapshot: EpisodeState, depth: int, key: Any) -> int:
         state = self._known[key] = len(self._depth)

@@ -41,6 +41,8 @@ _NONE = np.zeros(0, dtype=np.int64)
 class TreeVectorEnv(PrecisionRoutingVectorEnv):
     """`PrecisionRoutingVectorEnv` played on routing trees, with the same observations, rewards, ends and infos.
 
+    Infos have no texts, whatever ``info_text`` says, as trees keep no prompts and no completions.
+
     Rows are embedded when they are first met. An episode that comes to a state which a tree's budget left open ends
     there, and its last reward also has the lower bound of whatever may follow (`dmr_gym.tree.values.episode_return`),
     so that leaving the tree never looks better than it is; ``info["left_tree"]`` tells. On complete trees it is always

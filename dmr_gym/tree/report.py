@@ -18,7 +18,16 @@ from dmr_gym.metrics import Interval, bootstrap_ratio
 from dmr_gym.tree.decisions import UNKNOWN, YES, Decisions, average_precision, decide, label_quality
 from dmr_gym.tree.figures import LabelCurve
 from dmr_gym.tree.graph import RoutingTree
-from dmr_gym.tree.values import Prices, best_values, episode_return, fixed_values, regret, step_seconds
+from dmr_gym.tree.values import (
+    Prices,
+    Values,
+    best_actions,
+    best_values,
+    episode_return,
+    fixed_values,
+    regret,
+    step_seconds,
+)
 from dmr_gym.types import FloatArray
 
 
@@ -47,6 +56,27 @@ def on_tree(number: int, tree: RoutingTree, actions: list[int], prices: Prices) 
         seconds = np.add(*step_seconds(tree, prices))[states, actions].sum()
         end = (bool(tree.success[states[-1], actions[-1]]), float(seconds))
     return TreeEpisode(number, actions, prices.router_called, end)
+
+
+def oracle_records(
+    trees: Sequence[RoutingTree], values: Mapping[float, Sequence[Values]], prices: Mapping[float, Prices]
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """The best routing of each task where it is known exactly: return, success and time by λ and task.
+
+    Args:
+        trees: of the panel.
+        values: `best_values` of each tree, by λ.
+        prices: by λ.
+    """
+    records: dict[str, dict[str, dict[str, Any]]] = {}
+    for lambda_, each in values.items():
+        records[repr(lambda_)] = {}
+        for number, (tree, value) in enumerate(zip(trees, each, strict=True)):
+            end = on_tree(number, tree, best_actions(tree, value), prices[lambda_]).played
+            if value.is_exact and end is not None:
+                record = {"return": value.start.low, "success": end[0], "time_s": end[1]}
+                records[repr(lambda_)][tree.task_id] = record
+    return records
 
 
 def policy_row(
@@ -163,6 +193,8 @@ def label_rows(
     for p, (name, tau) in enumerate(zip(lower, thresholds, strict=True)):
         verdicts = joined(decisions, "critical")[:, p]
         known = verdicts != UNKNOWN
+        if not known.any():
+            raise ConfigError(f"the trees are too small to judge any step of {name}: build them with more --budget")
         scores, critical = kls[known, p].astype(np.float64), verdicts[known] == YES
         grid = np.unique(np.concatenate([[0.0, tau], np.quantile(scores, np.linspace(0, 1, 101))]))
         points = label_quality(scores, critical, grid.tolist())

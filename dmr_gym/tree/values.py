@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from dmr_gym.errors import ConfigError
 from dmr_gym.latency import CachedPrefixCost, WallClockLatency
 from dmr_gym.metrics import Interval
-from dmr_gym.tree.graph import NOWHERE, RoutingTree
+from dmr_gym.tree.graph import RoutingTree
 from dmr_gym.types import IntArray, LatencyModel, LLMCall
 
 Floats = NDArray[np.float64]
@@ -133,12 +133,8 @@ def best_actions(tree: RoutingTree, values: Values, state: int = 0) -> list[int]
 
     They end where the episode does, or at an open state.
     """
-    actions: list[int] = []
-    while state != NOWHERE and not tree.is_open[state]:
-        q = values.q_low[state]
-        actions.append(int(np.argmax(q >= q.max() - TIE)))
-        state = int(tree.child[state, actions[-1]])
-    return actions
+    q = values.q_low
+    return tree.follow(np.argmax(q >= q.max(axis=1, keepdims=True) - TIE, axis=1), state)
 
 
 def episode_return(tree: RoutingTree, prices: Prices, actions: Sequence[int] | IntArray) -> Interval:
