@@ -33,10 +33,10 @@ help:  ## list the targets
 demo: $(READY_TRAIN)  ## set up, then collect, train and evaluate a router in both embedded worlds
 	@$(PY) agents/demo.py --out $(RUN) --world $(WORLD)
 
-test: $(READY_DEV)  ## the fast tests
+test: $(READY_DEV) vllm-if-possible  ## the fast tests
 	@$(PY) -m pytest -q -m "not slow and not gpu"
 
-test-all: $(READY_DEV)  ## every test; those that need a GPU or real data skip with a reason where there is none
+test-all: $(READY_DEV) vllm-if-possible  ## every test; those that need a GPU or real data skip with a reason where there is none
 	@$(PY) -m pytest -q
 
 lint: $(READY_DEV)  ## ruff check, ruff format --check, mypy --strict on dmr_gym
