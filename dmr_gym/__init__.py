@@ -47,8 +47,8 @@ ENV_IDS: dict[str, dict[str, Any]] = {
         "precisions": ["w2", "bf16"],
         "backend": {"kind": "embedded"},
         "encoder": {"kind": "minilm"},
-        # No 2-bit price has been published: w2 costs what the paper projects for its W3.
-        "latency": {"row": "alfworld-4b-gptq-w3", "allow_other_bits": True},
+        # No 2-bit price has been published: w2 costs what the paper projects for its W3. The router is this package's.
+        "latency": {"row": "alfworld-4b-gptq-w3", "allow_other_bits": True, "router_ms": 5.0},
         "lambda_": 0.1,
         "sampling": {"max_tokens": 32},
     },
@@ -58,8 +58,8 @@ ENV_IDS: dict[str, dict[str, Any]] = {
         "precisions": ["w3", "bf16"],
         "backend": {"kind": "embedded"},
         "encoder": {"kind": "minilm"},
-        # The paper prices no 3 bits in WebShop: w3 costs what it measured for W4.
-        "latency": {"row": "webshop-4b-gptq-w4", "allow_other_bits": True},
+        # The paper prices no 3 bits in WebShop: w3 is projected as in ALFWorld. The router is this package's.
+        "latency": {"row": "webshop-4b-awq-w4", "project_w3": True, "router_ms": 5.0},
         "lambda_": 0.1,
         "max_steps": 30,
         "sampling": {"max_tokens": 32},

@@ -160,7 +160,12 @@ def test_lambda_per_second_prices_a_reference_episode() -> None:
     ("row", "precisions", "message"),
     [
         (ROW, ("w4-awq", "bf16"), r"prices 3 bits, but .* 'w4-awq': use 'alfworld-4b-awq-w4'; or pass"),
-        ("alfworld-4b-awq-w4", ("w3", "bf16"), "prices 4 bits, but .* 'w3': use 'alfworld-4b-gptq-w3'; or pass"),
+        ("alfworld-1.7b-gptq-w4", ("w3", "bf16"), "prices 4 bits, but .* 'w3': use 'alfworld-4b-gptq-w3'; or pass"),
+        (
+            "alfworld-4b-awq-w4",
+            ("w3", "bf16"),
+            r"but .* 'w3': {'row': 'alfworld-4b-awq-w4', 'project_w3': True} prices",
+        ),
         (ROW, ("w2", "bf16"), "no row of Table 3 has a W2 price at that place; or pass .*'w2': .*'allow_other_bits'"),
         (ROW, ("w3", "w4"), "prices 16 bits, but it would price the precision 'w4': no row"),
     ],
@@ -171,6 +176,20 @@ def test_a_row_does_not_price_other_bits(row: str, precisions: tuple[str, ...], 
         make_latency_model(row, precisions)
     allowed = make_latency_model({"row": row, "allow_other_bits": True}, precisions)
     assert allowed.llm_seconds(LLMCall(precisions[0], 0, 1000)) == TABLE_3[row].low_ms
+
+
+def test_w3_is_projected_from_awqs_w4() -> None:
+    """16.36 / 1.15 = 14.226 ms for the lower precision; bf16, the router and the bits that a name may say follow."""
+    settings = {"row": "webshop-4b-awq-w4", "project_w3": True}
+    model = make_latency_model(settings, ("w3", "bf16"))
+    assert 1000 * model.llm_seconds(LLMCall("w3", 0, 1000)) == pytest.approx(14226.09, abs=0.01)
+    assert model.llm_seconds(LLMCall("bf16", 0, 1000)) == 23.89
+    assert make_latency_model(settings | {"router_ms": 5}, ("w3", "bf16")).router_seconds(LLMCall("w3", 0, 1)) == 0.005
+    assert price_source(settings).title == "modelled seconds, prices of webshop-4b-awq-w4, W3 projected"
+    with pytest.raises(ConfigError, match=r"row 'webshop-4b-awq-w4' prices 3 bits, .* the precision 'w4'"):
+        make_latency_model(settings, ("w4", "bf16"))
+    with pytest.raises(ConfigError, match=r"divides the W4 price of AWQ by 1\.15: use one of .*'webshop-4b-awq-w4'"):
+        make_latency_model({"row": "webshop-4b-gptq-w4", "project_w3": True}, ("w3", "bf16"))
 
 
 def test_prices_say_where_they_come_from() -> None:

@@ -11,7 +11,7 @@ from dmr_gym.errors import ConfigError
 from dmr_gym.factory import build
 from dmr_gym.latency.models import CachedPrefixCost, TokenLinearLatency, TokenPrices, WallClockLatency
 from dmr_gym.latency.profiles import load_profile, profile_settings
-from dmr_gym.latency.table import check_bits, table_row
+from dmr_gym.latency.table import CalibrationRow, check_bits, project_w3_row, table_row
 from dmr_gym.types import LatencyModel
 
 QUANTITIES = {
@@ -33,7 +33,8 @@ def make_latency_model(name_or_mapping: str | Mapping[str, Any], precisions: Seq
         name_or_mapping: the name of a row in `TABLE_3`, whose ℓ_l prices the lower and ℓ_h the higher of two
             precisions; or ``{"ms_per_token": {"w3": 14.58, "w4": 16.77, "bf16": 25.02}, "router_ms": 19.9}``; or
             ``{"row": name, "router_ms": 0}``, a row with some settings replaced. A row prices names that begin with
-            other bits than its own, such as w2 or w4-awq, only with ``"allow_other_bits": True``.
+            other bits than its own, such as w2 or w4-awq, only with ``"allow_other_bits": True``;
+            ``{"row": "webshop-4b-awq-w4", "project_w3": True}`` prices W3 as the paper does: AWQ's W4 / 1.15.
             ``{"kind": ...}`` chooses another model: "prefill-decode", "money", "energy" or "wall-clock", whose settings
             docs/latency.md lists. ``{"profile": name or path}`` takes what `agents/calibrate_latency.py` measured.
         precisions: the names to price, in ascending precision.
@@ -101,8 +102,8 @@ def price_source(name_or_mapping: str | Mapping[str, Any], precisions: Sequence[
     if "row" not in settings or "ms_per_token" in settings:
         return PriceSource(None, False, "prices of your own", quantity, unit)
     row: str = settings["row"]
-    projected = table_row(row).projected
-    note = f", W{row.rpartition('-w')[2]} projected" if projected else ""
+    projected = table_row(row).projected or settings.get("project_w3") is True
+    note = ", W3 projected" if projected else ""
     return PriceSource(row, projected, f"prices of {row}{note}", quantity, unit)
 
 
@@ -129,10 +130,11 @@ def _token_linear(
     ms_per_token: Mapping[str, float] | None = None,
     router_ms: float | None = None,
     allow_other_bits: bool = False,
+    project_w3: bool = False,
 ) -> TokenLinearLatency:
-    known = None if row is None else table_row(row)
+    known = None if row is None else project_w3_row(row) if project_w3 is True else table_row(row)
     if ms_per_token is None:
-        ms_per_token = _row_prices(row, precisions, allow_other_bits)
+        ms_per_token = _row_prices(row, known, precisions, allow_other_bits, 3 if project_w3 is True else None)
     if router_ms is None and known is not None:
         router_ms = known.router_ms
     _check_precisions("ms_per_token", ms_per_token, precisions)
@@ -199,14 +201,19 @@ def _wall_clock(precisions: Sequence[str], *, router_ms: float = 0.0) -> WallClo
     return WallClockLatency(router_ms)
 
 
-def _row_prices(row: str | None, precisions: Sequence[str], allow_other_bits: bool) -> dict[str, float]:
-    if row is None or len(precisions) != 2:
+def _row_prices(
+    row: str | None,
+    prices: CalibrationRow | None,
+    precisions: Sequence[str],
+    allow_other_bits: bool,
+    low_bits: int | None,
+) -> dict[str, float]:
+    if row is None or prices is None or len(precisions) != 2:
         example = ", ".join(f"{name!r}: ..." for name in precisions)
         why = f"has two prices, but there are {len(precisions)} precisions" if row else "or a row of Table 3 is needed"
         raise ConfigError(f"latency {why}: pass {{'ms_per_token': {{{example}}}, 'router_ms': ...}}")
     if allow_other_bits is not True:
-        check_bits(row, precisions)
-    prices = table_row(row)
+        check_bits(row, precisions, low_bits)
     return dict(zip(precisions, (prices.low_ms, prices.high_ms), strict=True))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from dmr_gym.config import unknown_name
@@ -59,24 +59,42 @@ def table_row(name: object) -> CalibrationRow:
     return TABLE_3[name]
 
 
-def check_bits(row: str, precisions: Sequence[str]) -> None:
+def project_w3_row(name: str) -> CalibrationRow:
+    """Return a row for 3 bits, made from one of AWQ's W4 as appendix A.3 makes it: ℓ_W3 = ℓ_AWQ-W4 / 1.15.
+
+    Raises:
+        ConfigError: the row is not one of AWQ's W4.
+    """
+    measured = table_row(name)
+    if not name.endswith("-awq-w4"):
+        fitting = [row for row in TABLE_3 if row.endswith("-awq-w4")]
+        raise ConfigError(
+            f"latency project_w3 divides the W4 price of AWQ by {W3_SPEEDUP}: use one of {fitting}, not {name!r}"
+        )
+    return replace(measured, low_ms=measured.low_ms / W3_SPEEDUP, projected=True)
+
+
+def check_bits(row: str, precisions: Sequence[str], low_bits: int | None = None) -> None:
     """Refuse to price a precision whose name says other bits than the row has: W4 prices are not those of W2.
 
     Args:
         row: a name in `TABLE_3`.
         precisions: the lower and the higher one.
+        low_bits: what the lower price was projected to; None for the row's own.
 
     Raises:
         ConfigError: a name begins with other bits; the message says which row would do.
     """
-    family, _, low_bits = row.rpartition("-w")
-    for name, bits in zip(precisions, (int(low_bits), 16), strict=True):
+    family, _, measured_bits = row.rpartition("-w")
+    for name, bits in zip(precisions, (low_bits or int(measured_bits), 16), strict=True):
         named = re.match(r"w(\d+)", name, re.IGNORECASE)
         if named is None or int(named[1]) == bits:
             continue
         fitting = [other for other in TABLE_3 if other.endswith(f"-w{named[1]}")] if bits != 16 else []
         fitting.sort(key=lambda other: not other.startswith(family.rpartition("-")[0]))
         hint = f"use {fitting[0]!r}" if fitting else f"no row of Table 3 has a W{named[1]} price at that place"
+        if bits == 4 and named[1] == "3" and row.endswith("-awq-w4"):
+            hint = f"{{'row': {row!r}, 'project_w3': True}} prices W3 as the paper does"
         example = ", ".join(f"{precision!r}: ..." for precision in precisions)
         raise ConfigError(
             f"latency row {row!r} prices {bits} bits, but it would price the precision {name!r}: {hint}; or pass "
