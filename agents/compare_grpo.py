@@ -13,7 +13,7 @@ itself, which favours KL-ST.
     python agents/compare_grpo.py --router runs/kl-st/router --out runs/compare --advantages mean group_std
 
 Options of agents/train_grpo.py are handed on: --updates 40 --tasks 64 --lr 3e-4. ``--out`` holds a folder a run,
-results.json, episodes.jsonl and returns.png. Started again, it goes on with the runs that are missing.
+results.json, episodes.jsonl, returns.md and returns.png. Started again, it goes on with the runs that are missing.
 """
 
 from __future__ import annotations
@@ -55,13 +55,15 @@ from dmr_gym.deployment import (
     forcing,
 )
 from dmr_gym.errors import ConfigError
-from dmr_gym.latency import price_source
+from dmr_gym.latency import PriceSource, price_source
 from dmr_gym.losses import ADVANTAGE_MODES
 from dmr_gym.metrics import EpisodeResult, Interval
 from dmr_gym.policies import FixedPrecision, Policy, RandomPolicy, RouterPolicy
+from dmr_gym.result_tables import DIGITS
 from dmr_gym.rollout import Trajectory, rollout
 from dmr_gym.router import PrecisionRouter
 from dmr_gym.runs import provenance, write_atomically, write_json
+from dmr_gym.tables import Table, number, percent, with_interval
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_json(args.out / "results.json", record)
     picture = args.out / "returns.png"
     write_atomically(picture, lambda part: draw(rows, args, prices.title, part))
-    show(rows, args, prices.title)
+    table = as_table(rows, args, prices)
+    write_atomically(args.out / "returns.md", lambda part: part.write_text(table.markdown(), encoding="utf-8"))
+    table.show()
     print(f"picture: {picture}\nnumbers: {args.out / 'results.json'} and {args.out / 'episodes.jsonl'}")
 
 
@@ -249,33 +253,30 @@ def interval(values: np.ndarray, resamples: int) -> Interval:
     return Interval(low, high)
 
 
-def show(rows: Sequence[dict[str, Any]], args: argparse.Namespace, prices: str) -> None:
-    """Print the table."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    console.width = max(console.width, 120)
-    table = Table(
-        title=f"{args.seeds} training seeds, 95 % intervals in brackets\n{prices}",
-        box=box.SIMPLE_HEAD,
-    )
-    for title in ("λ", "policy", "return", "success %", "time, s", "high %", "GRPO minus this"):
-        table.add_column(title, justify="left" if title == "policy" else "right", no_wrap=True)
+def as_table(rows: Sequence[dict[str, Any]], args: argparse.Namespace, prices: PriceSource) -> Table:
+    """A block of lines each λ: GRPO, and below it what it is compared with."""
+    lines = []
     for row in rows:
         is_grpo = row["kind"] == "grpo"
-        table.add_row(
-            f"{row['lambda']:g}" if is_grpo else "",
-            row["policy"],
-            f"{row['return']:.3f} [{row['return_ci']['low']:.3f}, {row['return_ci']['high']:.3f}]",
-            f"{100 * row['success']:.1f}",
-            f"{row['time_s']:.2f}",
-            f"{100 * row['high_share']:.0f}",
-            "" if is_grpo else "{:+.3f} [{:+.3f}, {:+.3f}]".format(row["grpo_minus"], *row["grpo_minus_ci"].values()),
-            style="bold" if is_grpo else None,
+        lines.append(
+            (
+                f"{row['lambda']:g}" if is_grpo else "",
+                row["policy"],
+                with_interval(row["return"], Interval(**row["return_ci"]), 3),
+                percent(row["success"]),
+                number(row["time_s"], DIGITS[prices.unit]),
+                percent(row["high_share"], 0),
+                "" if is_grpo else with_interval(row["grpo_minus"], Interval(**row["grpo_minus_ci"]), 3, sign=True),
+            )
         )
-    console.print(table)
+    return Table(
+        "Returns of GRPO, and of what needs no such training",
+        ("λ", "policy", "return", "success %", f"time, {prices.unit}", "high %", "GRPO minus this"),
+        tuple(lines),
+        (f"{args.seeds} training seeds; {prices.title}. Brackets: 95 % intervals over tasks and training seeds.",),
+        left=2,
+        styles=tuple("bold" if row["kind"] == "grpo" else None for row in rows),
+    )
 
 
 def draw(rows: Sequence[dict[str, Any]], args: argparse.Namespace, prices: str, path: Path) -> None:

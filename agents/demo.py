@@ -20,6 +20,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 RECIPES = Path(__file__).resolve().parent
+# So few tasks teach 0.9 million parameters as much as the 14 million of the default, in a tenth of the time.
+ROUTER = ("--n-layers", 4, "--d-model", 128, "--n-heads", 4, "--d-ff", 512, "--lr", 1e-3)
 WORLDS = {"alfworld": "DMR-ALFWorld-v0", "webshop": "DMR-WebShop-v0", "toy": "DMR-Toy-v0"}
 
 
@@ -44,8 +46,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="N",
         help="calibration tasks and as many test tasks (default: %(default)s)",
     )
-    add("--epochs", type=int, default=16, metavar="N", help="most epochs of training (default: %(default)s)")
-    add("--n-layers", type=int, default=8, metavar="N", help="Transformer blocks of the router (default: %(default)s)")
+    add("--epochs", type=int, default=24, metavar="N", help="most epochs of training (default: %(default)s)")
+    add("--num-envs", type=int, default=16, metavar="N", help="episodes played side by side (default: %(default)s)")
     add("--seeds", type=int, default=2, metavar="N", help="runs of each random policy (default: %(default)s)")
     return parser.parse_args(argv)
 
@@ -71,13 +73,13 @@ def play(world: str, args: argparse.Namespace) -> None:
     """Collect, train and evaluate in one world."""
     out = args.out / world
     kl, trained, evaluated = out / "kl", out / "kl-st", out / "evaluation"
-    options: list[object] = ["--env", WORLDS[world], "--cache-dir", out / "cache"]
+    options: list[object] = ["--env", WORLDS[world], "--cache-dir", out / "cache", "--num-envs", args.num_envs]
     if args.config is not None:
         options += ["--config", args.config]
     tasks: list[object] = ["--tasks", args.evaluation_tasks, "--calibration-tasks", args.evaluation_tasks]
     tasks += ["--seeds", args.seeds]
     run("collect_kl.py", "--out", kl, "--tasks", args.tasks, *options)
-    run("train_kl_st.py", "--data", kl, "--out", trained, "--epochs", args.epochs, "--n-layers", args.n_layers)
+    run("train_kl_st.py", "--data", kl, "--out", trained, "--epochs", args.epochs, *ROUTER)
     run("evaluate.py", "--router", trained / "router", "--out", evaluated, *tasks, *options)
 
 

@@ -192,7 +192,7 @@ def test_the_router_says_what_it_was_trained_on(trained):
 def test_the_demo_runs_all_three_stages(root_folder, tmp_path):
     """What `make demo` runs, on the toy world: every stage's result is there and is named on the terminal."""
     options = ["--out", str(tmp_path), "--world", "toy", "--tasks", "16", "--evaluation-tasks", "6"]
-    options += ["--epochs", "2", "--n-layers", "1", "--seeds", "1"]
+    options += ["--epochs", "2", "--seeds", "1"]
     done = subprocess.run(
         [sys.executable, "agents/demo.py", *options],
         cwd=root_folder,

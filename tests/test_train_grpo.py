@@ -264,6 +264,10 @@ def test_the_comparison_trains_every_setting_and_plays_every_policy(tmp_path: Pa
     mine = [e for e in episodes if e["policy"] == grpo["policy"]]
     assert len(mine) == 2 * 5
     assert grpo["return"] == pytest.approx(np.mean([e["success"] - 0.1 * e["time_s"] for e in mine]))
+    lines = [
+        line for line in (out / "returns.md").read_text(encoding="utf-8").splitlines() if "GRPO mean λ=0.1" in line
+    ]
+    assert [line.startswith(f"| 0.1 | GRPO mean λ=0.1 | {grpo['return']:.3f} [") for line in lines] == [True]
     states = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/state.safetensors")}
     compare.main([*options, "--calibration-tasks", "4"])
     assert len(states) == 8
