@@ -38,17 +38,17 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         help="one world or more (default: alfworld webshop)",
     )
     add("--config", type=Path, metavar="FILE", help="a world's keywords as TOML (default: those of its registered id)")
-    add("--tasks", type=int, default=320, metavar="N", help="training tasks (default: %(default)s)")
+    add("--tasks", type=int, default=240, metavar="N", help="training tasks (default: %(default)s)")
     add(
         "--evaluation-tasks",
         type=int,
-        default=80,
+        default=64,
         metavar="N",
         help="calibration tasks and as many test tasks (default: %(default)s)",
     )
     add("--epochs", type=int, default=24, metavar="N", help="most epochs of training (default: %(default)s)")
     add("--num-envs", type=int, default=16, metavar="N", help="episodes played side by side (default: %(default)s)")
-    add("--seeds", type=int, default=2, metavar="N", help="runs of each random policy (default: %(default)s)")
+    add("--seeds", type=int, default=1, metavar="N", help="runs of each random policy (default: %(default)s)")
     return parser.parse_args(argv)
 
 
