@@ -18,11 +18,12 @@ from hypothesis import strategies as st
 
 from bench import bench_webshop_scale
 from dmr_gym.errors import CacheError, ConfigError
-from dmr_gym.tasks.webshop import bm25, index_search
+from dmr_gym.tasks.webshop import bm25, index_memory
 from dmr_gym.tasks.webshop.analyzer import analyse
 from dmr_gym.tasks.webshop.catalogue import Catalogue
 from dmr_gym.tasks.webshop.index import SearchIndex, build_index
-from dmr_gym.tasks.webshop.index_arrays import map_array, release_pages
+from dmr_gym.tasks.webshop.index_arrays import map_array
+from dmr_gym.tasks.webshop.index_memory import release_pages
 
 ALWAYS, NEVER = 1, 1 << 40
 """Catalogue sizes from which frequent terms get dense rows."""
@@ -290,53 +291,56 @@ def test_impossible_numbers_on_disk_are_told_when_they_are_met(tmp_path: Path) -
         SearchIndex.open(tmp_path).search("lamp")
 
 
-def test_pages_of_frequent_terms_are_released_before_they_are_too_many(
-    tmp_path: Path, catalogue: tuple[list[str], list[str], list[str]], monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def released(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, int]]:
+    """Bytes a number, start and stop of every stretch that an index lets go of."""
+    stretches: list[tuple[int, int, int]] = []
+
+    def release(array: np.ndarray, start: int, stop: int) -> None:
+        stretches.append((array.itemsize, start, stop))
+        release_pages(array, start, stop)
+
+    monkeypatch.setattr(index_memory, "release_pages", release)
+    return stretches
+
+
+@pytest.mark.parametrize("dense_from", [ALWAYS, NEVER], ids=["frequent", "rare"])
+def test_an_index_larger_than_its_limit_lets_go_of_pages_and_ranks_as_before(
+    tmp_path: Path,
+    catalogue: tuple[list[str], list[str], list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    released: list[tuple[int, int, int]],
+    dense_from: int,
 ) -> None:
-    """An index larger than the limit lets go each time it has read that much, and ranks as before."""
+    """With room for nothing every term goes at once; with room for all none does. The ranking is the same."""
     texts, asins, queries = catalogue
-    build_index(texts, asins, tmp_path / "index", dense_from=ALWAYS)
+    build_index(texts, asins, tmp_path / "index", dense_from=dense_from)
     expected = [SearchIndex.open(tmp_path / "index").search(query, 50) for query in queries]
-    released: list[int] = []
-
-    def release(*arrays: np.ndarray) -> None:
-        released.append(len(arrays))
-        release_pages(*arrays)
-
-    monkeypatch.setattr(index_search, "release_pages", release)
-    monkeypatch.setattr(index_search, "RESIDENT_BYTES", 4 * len(texts))
-    index = SearchIndex.open(tmp_path / "index")
-    assert [index.search(query, 50) for query in queries] == expected
-    assert 0 < len(released) <= len(queries)
-    assert set(released) == {5}
-    monkeypatch.setattr(index_search, "RESIDENT_BYTES", 1 << 30)
-    released.clear()
-    index = SearchIndex.open(tmp_path / "index")
-    assert [index.search(query, 50) for query in queries] == expected
     assert released == []
+    monkeypatch.setattr(index_memory, "RESIDENT_BYTES", 1)
+    index = SearchIndex.open(tmp_path / "index")
+    assert [index.search(query, 50) for query in queries] == expected
+    assert len(released) >= 2 * sum(map(bool, expected)) > 0
 
 
-def test_postings_of_rare_terms_count_towards_what_is_resident(
-    tmp_path: Path, catalogue: tuple[list[str], list[str], list[str]], monkeypatch: pytest.MonkeyPatch
+def test_the_term_that_was_read_longest_ago_goes_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, released: list[tuple[int, int, int]]
 ) -> None:
-    """Without any frequent term, a search whose pages pass the limit lets go of them; one below it does not."""
-    texts, asins, queries = catalogue
-    build_index(texts, asins, tmp_path / "index", dense_from=NEVER)
-    released: list[int] = []
-    monkeypatch.setattr(index_search, "release_pages", lambda *arrays: released.append(len(arrays)))
-    monkeypatch.setattr(index_search, "RESIDENT_BYTES", 1)
-    index = SearchIndex.open(tmp_path / "index")
-    n_found = sum(bool(index.search(query, 50)) for query in queries)
-    assert len(released) == n_found > 0
-    monkeypatch.setattr(index_search, "RESIDENT_BYTES", len(queries) * index_search.FAULT_AROUND_BYTES * 100)
-    released.clear()
-    index.search(queries[0], 50)
-    assert released == []
+    """Room for two terms of two products each: reading a, b, a, c lets go of b, whose postings are in three arrays."""
+    build_index(["red lamp", "red lamp", "oak desk", "oak desk"], ["A", "B", "C", "D"], tmp_path, dense_from=NEVER)
+    arrays = SearchIndex.open(tmp_path)._arrays
+    size = 2 * (4 + 1 + 1) + 3 * index_memory.FAULT_AROUND_BYTES
+    resident = index_memory.ResidentTerms(arrays, 2 * size)
+    resident._is_bounded = True  # as if the arrays were larger than that
+    for term in (0, 1, 0, 2):
+        resident.read(term)
+    first = int(arrays.starts[1])
+    assert released == [(4, first, first + 2), (1, first, first + 2), (1, first, first + 2)]
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="only Linux tells what is resident")
 def test_released_pages_are_not_resident_and_can_be_read_again(tmp_path: Path) -> None:
-    """Eight megabytes are resident after reading and not after releasing; an array in memory is left alone."""
+    """Eight megabytes are resident after reading; a released half, or all of it, is not. Arrays in memory stay."""
     values = np.arange(1 << 20, dtype=np.int64)
     np.save(tmp_path / "values.npy", values)
 
@@ -348,6 +352,9 @@ def test_released_pages_are_not_resident_and_can_be_read_again(tmp_path: Path) -
     mapped = map_array(tmp_path / "values.npy")
     total = int(mapped.sum())
     assert resident_kb() > 8000
-    release_pages(mapped, values)
+    release_pages(mapped, 0, 1 << 19)
+    assert 1900 < resident_kb() < 4200  # a large page of 2 MB goes as a whole
+    release_pages(mapped)
+    release_pages(values)
     assert resident_kb() < 100
     assert int(mapped.sum()) == total == int(values.sum())

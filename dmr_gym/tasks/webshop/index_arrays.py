@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import mmap
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -136,17 +135,6 @@ def map_array(path: Path) -> NDArray[Any]:
     is_large = path.stat().st_size >= _MAPPED_FROM_BYTES
     # A plain view: indexing a memmap object itself is several times slower.
     return np.asarray(np.load(path, mmap_mode="r" if is_large else None, allow_pickle=False))
-
-
-def release_pages(*arrays: NDArray[Any]) -> None:
-    """Give the pages of mapped arrays back to the system, which keeps them as long as it has memory to spare.
-
-    What is read again costs a minor page fault. Arrays in memory, and systems that cannot do it, stay as they are.
-    """
-    for array in arrays:
-        mapped = getattr(array.base, "_mmap", None)
-        if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
-            mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def _open_array(path: Path, dtype: str, ndim: int) -> NDArray[Any]:

@@ -14,15 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dmr_gym.tasks.webshop import bm25
-from dmr_gym.tasks.webshop.index_arrays import MAX_TF, IndexArrays, release_pages
+from dmr_gym.tasks.webshop import bm25, index_memory
+from dmr_gym.tasks.webshop.index_arrays import MAX_TF, IndexArrays
+from dmr_gym.tasks.webshop.index_memory import ResidentTerms
 from dmr_gym.tasks.webshop.index_merge import MAX_DENSE_CODE
-
-RESIDENT_BYTES = 3 << 28
-"""So much of what grows with postings stays resident at most; without an end to it all 5 GB of a million products would
-after some thousand searches."""
-FAULT_AROUND_BYTES = 1 << 16
-"""So much of a file Linux maps at once where a page of it is missing."""
 
 _KEPT_POSTINGS = 1 << 22
 _SAMPLED = 1 << 15
@@ -62,9 +57,7 @@ class Ranker:
         self._terms_with_large_tfs = frozenset(arrays.large_tfs[:, 0].tolist())
         self._kept: dict[tuple[int, int], tuple[NDArray[np.intp], NDArray[np.float64]]] = {}
         self._n_kept = 0
-        self._touched_bytes = 0
-        self._large = (arrays.dense_codes, arrays.dense_tfs, arrays.docs, arrays.tfs, arrays.codes)
-        self._is_large = sum(array.nbytes for array in self._large) > RESIDENT_BYTES
+        self._resident = ResidentTerms(arrays, index_memory.RESIDENT_BYTES)
 
     def query_term(self, number: int, count: int) -> QueryTerm:
         """A term of a query with its weight."""
@@ -85,22 +78,9 @@ class Ranker:
             return []
         docs, scores = self._score_promising(terms, k) if len(self._arrays.dense_terms) else self._score_all(terms)
         best: list[int] = self._best(docs, scores, k).tolist()
-        if self._is_large:
-            self._bound_memory(terms)
-        return best
-
-    def _bound_memory(self, terms: list[QueryTerm]) -> None:
-        """Count what a search can have read of the large arrays, and let go of them in time."""
-        arrays = self._arrays
         for term in terms:
-            if term.number in self._dense_rows:
-                self._touched_bytes += 2 * arrays.meta.n_products
-            else:
-                n_postings = int(arrays.starts[term.number + 1] - arrays.starts[term.number])
-                self._touched_bytes += n_postings * (arrays.docs.itemsize + 2) + 3 * FAULT_AROUND_BYTES
-        if self._touched_bytes > RESIDENT_BYTES:
-            release_pages(*self._large)
-            self._touched_bytes = 0
+            self._resident.read(term.number)
+        return best
 
     def _best(self, docs: NDArray[np.intp], scores: NDArray[np.float32], k: int) -> NDArray[np.intp]:
         """The k best of some products in order."""
