@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -128,6 +129,9 @@ class WorkFolder:
 
     def publish(self, folder: Path) -> None:
         """Move a finished folder to ``out`` in one step, and remove everything else."""
+        mode = stat.S_IMODE((self.path / "identity.json").stat().st_mode)
+        for path in folder.iterdir():
+            path.chmod(mode)  # safetensors makes files that only their owner can read
         _sync(folder)
         folder.rename(self._out)
         self.discard()
