@@ -31,13 +31,13 @@ def finished(settings: Settings) -> dict[str, Any] | None:
     """What ``quantization.json`` in ``settings.out`` says, if the same settings made it; None where nothing is there.
 
     Raises:
-        ConfigError: there is something else: other files, the copy of another run, or a damaged one.
+        ConfigError: there is something else: other files, the copy of another run, or a damaged one; or a file of the
+            settings cannot be read.
     """
-    out = settings.out
+    out, mine = settings.out, settings.identity()
     if not out.exists():
         return None
-    way_out = "choose another --out, or remove it"
-    facts, mine = read_facts(out), settings.identity()
+    facts, way_out = read_facts(out), "choose another --out, or remove it"
     if facts is None or "settings" not in facts:
         raise ConfigError(f"{out} exists already and is no copy that agents/quantize.py has made: {way_out}")
     made_with = facts["settings"]
