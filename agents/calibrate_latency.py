@@ -260,6 +260,9 @@ def show(profile: Profile, precisions: Sequence[str]) -> None:
     console.print(table)
     for name, reason in profile.dequantized.items():
         print(f"{name} is {reason}; it was measured with weights of 16 bits")
+    for name, how in profile.projected.items():
+        if how.partition(" ")[0] in profile.dequantized:
+            print(f"warning: {name} is projected from a precision that was measured with weights of 16 bits")
     ends = profile.intervals["token-linear"]["router_ms"]
     print(f"a routing decision (Eq. 11): {linear['router_ms']:.2f} ms [{ends[0]:.2f}, {ends[1]:.2f}]")
     high_ms = linear["ms_per_token"][precisions[-1]]

@@ -166,7 +166,7 @@ def contents(copy: Path) -> dict[str, object]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_a_killed_run_ends_as_one_that_was_left_alone(base: Path, tmp_path: Path) -> None:
     """SIGKILL in every stage: --out is whole or not there, no stage is made twice, and the end has the same bytes."""
     argv = ["--model", str(base), "--world", "alfworld", "--scheme", "W3A16", "--samples", "4", "--max-length", "64"]
@@ -178,7 +178,7 @@ def test_a_killed_run_ends_as_one_that_was_left_alone(base: Path, tmp_path: Path
     with Runs("quantize", tmp_path / "log.txt", ["llmcompressor", "datasets"]) as runs:
         assert runs.run([*argv, str(tmp_path / "alone" / "copy")]) == 0
         for moment in moments:
-            status = runs.run([*argv, str(out)], lambda s, m=moment: (part / m).exists() or out.exists() or s > 120)
+            status = runs.run([*argv, str(out)], lambda s, m=moment: (part / m).exists() or out.exists() or s > 400)
             assert status in (0, -9)
             if status == 0 or out.exists():
                 break
