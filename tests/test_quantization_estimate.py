@@ -68,6 +68,15 @@ def test_rates_are_those_of_products_with_the_models_shapes() -> None:
     assert rates.flop == pytest.approx(token / (2 * 8 * 8))
 
 
+def test_rates_of_large_shapes_are_those_of_their_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With two rows timed, layers of four and eight take 0.2 and 0.4 s, the head of ten 0.5, squares 0.4 and 0.2."""
+    monkeypatch.setattr(estimate, "TIMED_ROWS", 2)
+    ticks = itertools.count()
+    rates = estimate.measure_rates(LAYOUT, clock=lambda: next(ticks) * 0.1)
+    found = [rates.forward, rates.scoring, rates.hessian]
+    assert [seconds * estimate.TIMED_TOKENS for seconds in found] == pytest.approx([0.6, 1.1, 0.6])
+
+
 def test_groups_that_do_not_fit_are_refused_with_their_layers_and_those_that_would_do() -> None:
     """Layers of all blocks are named once, with their widths; a scale a channel always fits."""
     linear = {f"model.layers.{n}.{kind}": (8, width) for n in range(3) for kind, width in (("q", 576), ("o", 128))}

@@ -35,8 +35,8 @@ BLOCK_OVER_LINEAR = 2.0
 COLUMN_S = 1e-3
 """Seconds that GPTQ takes for a column beside its arithmetic: it walks through them one by one."""
 
-TIMED_TOKENS = 256
-TIMED_S = 0.1
+TIMED_TOKENS, TIMED_ROWS, TIMED_S = 256, 1024, 0.1
+"""Size of the products that are timed, and how long each of them is repeated; larger ones count in proportion."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +136,7 @@ def seconds(layout: Layout, method: str, work: Work, rates: Rates) -> float:
 
 
 def measure_rates(layout: Layout, clock: Callable[[], float] = time.perf_counter) -> Rates:
-    """Time a product of each shape that the model has, a tenth of a second each.
+    """Time a product of each shape that the model has, or of a part of it, a tenth of a second or once.
 
     Args:
         layout: of the checkpoint.
@@ -148,12 +148,14 @@ def measure_rates(layout: Layout, clock: Callable[[], float] = time.perf_counter
     widths = Counter(columns for _, columns in layout.linear.values())
 
     def product(rows: int, columns: int, dtype: torch.dtype, place: torch.device) -> float:
-        x, weight = (torch.ones(n, columns, dtype=dtype, device=place) for n in (TIMED_TOKENS, rows))
-        return _timed(lambda: torch.nn.functional.linear(x, weight), place, clock) / TIMED_TOKENS
+        timed = min(rows, TIMED_ROWS)
+        x, weight = (torch.ones(n, columns, dtype=dtype, device=place) for n in (TIMED_TOKENS, timed))
+        return _timed(lambda: torch.nn.functional.linear(x, weight), place, clock) * rows / (timed * TIMED_TOKENS)
 
     def square(columns: int) -> float:
+        timed = min(columns, TIMED_ROWS)
         x = torch.ones(TIMED_TOKENS, columns, device=device)
-        return _timed(lambda: x.T @ x, device, clock) / TIMED_TOKENS
+        return _timed(lambda: x[:, :timed].T @ x, device, clock) * columns / (timed * TIMED_TOKENS)
 
     linear = {shape: product(*shape, layout.dtype, device) for shape in shapes}
     scored = (
@@ -272,7 +274,7 @@ def _blocks(layout: Layout) -> list[list[tuple[int, int]]]:
 
 
 def _timed(call: Callable[[], object], device: torch.device, clock: Callable[[], float]) -> float:
-    """Seconds of a call: the median of as many as fit into `TIMED_S`, three at least, after one to warm up."""
+    """Seconds of a call: the median of as many as fit into `TIMED_S`, one at least, after one to warm up."""
 
     def once() -> float:
         start = clock()
@@ -282,7 +284,7 @@ def _timed(call: Callable[[], object], device: torch.device, clock: Callable[[],
         return clock() - start
 
     once()
-    times = [once() for _ in range(3)]
+    times = [once()]
     while sum(times) < TIMED_S:
         times.append(once())
     return sorted(times)[len(times) // 2]

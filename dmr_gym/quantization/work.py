@@ -102,6 +102,8 @@ class WorkFolder:
             same = json.loads(record.read_text(encoding="utf-8")) == json.loads(json.dumps(dict(identity)))
         except (OSError, ValueError):
             same = False
+        if not same:
+            record.unlink(missing_ok=True)  # first, or a kill in between would leave half of a stage under its name
         for entry in self.path.iterdir():
             half = entry.name.endswith(".part") or entry.name.startswith(".")
             if entry.name != "lock" and (half or not same):
@@ -138,6 +140,7 @@ class WorkFolder:
 
     def discard(self) -> None:
         """Remove the folder and what is in it."""
+        (self.path / "identity.json").unlink(missing_ok=True)
         shutil.rmtree(self.path)
 
 
