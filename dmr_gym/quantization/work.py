@@ -85,6 +85,8 @@ class WorkFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if self.path.is_dir() and {entry.name for entry in self.path.iterdir()} <= {"lock", "identity.json"}:
+            self.discard()  # refused before there was anything to keep
         if self._lock is not None:
             self._lock.close()
 
