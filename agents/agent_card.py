@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from dmr_gym.backends import embedded_precisions, with_world
+from dmr_gym.backends.kernels import DEQUANTIZED, no_kernel
 from dmr_gym.calibration import KL_FLOOR
 from dmr_gym.command_line import add_env_options, chosen_env, first_tasks, make_envs, recipe_parser, run
 from dmr_gym.config import EnvConfig
@@ -42,6 +43,10 @@ from dmr_gym.vector import PrecisionRoutingVectorEnv
 
 BEGIN, END = "<!-- results: agents/agent_card.py -->", "<!-- end of results -->"
 CRITICAL_KL = 0.1
+DEQUANTIZED_NOTE = (
+    f" {DEQUANTIZED.capitalize()}: no kernel computes with so few bits, so the weights are unpacked to 16 and as fast"
+    " as those; a latency of the copy can only be projected."
+)
 CACHE = Path("runs/agent_card")
 """Default folder of the completion cache: not in --out, which may be in the package."""
 
@@ -216,6 +221,8 @@ def table(results: Mapping[str, Any]) -> str:
     for name in reversed(names):
         facts, kl = results["precisions"][name], results["kl"].get(name)
         made = f"{facts['method'].upper()} {facts['scheme']}, g {facts['group_size']}" if "method" in facts else "–"
+        if "scheme" in facts and no_kernel(int(facts["scheme"][1])):
+            made += f", {DEQUANTIZED}"
         row = [name, made, f"{facts['bytes'] / 1e6:.2f}" if facts else "–"]
         for panel in panel_names:
             cell = results["panels"][panel].get(name)
@@ -239,11 +246,12 @@ def write_card(results: Mapping[str, Any], out: Path) -> None:
         text = f"{text.rstrip()}\n\n{BEGIN}\n{END}\n"
     before, rest = text.split(BEGIN, 1)
     after = rest.split(END, 1)[1] if END in rest else "\n"
-    first = next(iter(results["panels"]))
+    first, rows = next(iter(results["panels"])), table(results)
     body = (
-        f"{table(results)}\n\nEach precision plays alone, at most {results['max_steps']} steps a task. In parentheses: "
+        f"{rows}\n\nEach precision plays alone, at most {results['max_steps']} steps a task. In parentheses: "
         "95 % bootstrap intervals over tasks. Score and steps: means over all tasks. KL: KL(high || low) in nats at "
-        f"each step of the highest precision's episodes, panel {first!r}, mean over the tokens of the action.\n\n"
+        f"each step of the highest precision's episodes, panel {first!r}, mean over the tokens of the action."
+        f"{DEQUANTIZED_NOTE if f', {DEQUANTIZED}' in rows else ''}\n\n"
         "![Histogram of the KL of each step, logarithmic scale](kl_histogram.png)\n"
     )
     write_atomically(path, lambda part: part.write_text(f"{before}{BEGIN}\n{body}{END}{after}", encoding="utf-8"))

@@ -13,6 +13,7 @@ How this differs from the paper:
    (a small R²), which ``--num-envs 1`` mends.
 3. A decision takes what its session waits for: the sentence encoder on the rows that came, and the router on the batch.
 4. A precision that no kernel runs can be projected: ``--project w3=w4-awq`` divides by 1.15, as the paper does (A.3).
+   Where it is measured all the same, the profile says that its weights were unpacked to 16 bits ("dequantized").
 
     python agents/calibrate_latency.py --out runs/latency --tasks 16
     python agents/calibrate_latency.py --out runs/latency-4b --config configs/paper/alfworld-4b-awq-w4.toml \
@@ -40,6 +41,7 @@ import numpy as np
 import torch
 
 from dmr_gym.backends import make_backend, with_world
+from dmr_gym.backends.kernels import DEQUANTIZED, dequantized_copies
 from dmr_gym.cache import CachedEncoder, CompletionCache
 from dmr_gym.command_line import (
     add_env_options,
@@ -131,6 +133,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         versions={"python": made["python"], **{name: version for name, version in made["versions"].items() if version}},
         kinds=found.kinds,
         projected={name: f"{source} / {W3_SPEEDUP}" for name, source in projected.items()},
+        dequantized=dequantized_copies(with_world(config.backend, config.task), measured),
         measurement={
             "env_id": env_id,
             "panel": args.panel,
@@ -247,6 +250,7 @@ def show(profile: Profile, precisions: Sequence[str]) -> None:
         table.add_column(column, justify="left" if column == "precision" else "right", no_wrap=True)
     for name in precisions:
         note = f" projected: {profile.projected[name]}" if name in profile.projected else ""
+        note += f" {DEQUANTIZED}" if name in profile.dequantized else ""
         ends = profile.intervals["token-linear"]["ms_per_token"].get(name)
         row = [f"{linear['ms_per_token'][name]:.2f}" + (f" [{ends[0]:.2f}, {ends[1]:.2f}]" if ends else "")]
         row += [f"{fitted[kind][name]:.3f}" for kind in PREFILL_DECODE]
@@ -254,6 +258,11 @@ def show(profile: Profile, precisions: Sequence[str]) -> None:
     console = Console()
     console.width = max(console.width, 120)
     console.print(table)
+    for name, reason in profile.dequantized.items():
+        print(f"{name} is {reason}; it was measured with weights of 16 bits")
+    for name, how in profile.projected.items():
+        if how.partition(" ")[0] in profile.dequantized:
+            print(f"warning: {name} is projected from a precision that was measured with weights of 16 bits")
     ends = profile.intervals["token-linear"]["router_ms"]
     print(f"a routing decision (Eq. 11): {linear['router_ms']:.2f} ms [{ends[0]:.2f}, {ends[1]:.2f}]")
     high_ms = linear["ms_per_token"][precisions[-1]]

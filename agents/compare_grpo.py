@@ -55,9 +55,10 @@ from dmr_gym.deployment import (
     forcing,
 )
 from dmr_gym.errors import ConfigError
-from dmr_gym.latency import PriceSource, price_source
+from dmr_gym.latency import PriceSource
 from dmr_gym.losses import ADVANTAGE_MODES
 from dmr_gym.metrics import EpisodeResult, Interval
+from dmr_gym.parts import prices_of
 from dmr_gym.policies import FixedPrecision, Policy, RandomPolicy, RouterPolicy
 from dmr_gym.result_tables import DIGITS
 from dmr_gym.rollout import Trajectory, rollout
@@ -131,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         contenders = play(envs, config, args)
         precisions = envs.precisions
     rows = tabulate(contenders, args)
-    prices = price_source(config.latency, config.precisions)
+    prices = prices_of(config)
     record = {
         "settings": settings_of(args),
         "training_options": rest,

@@ -64,7 +64,8 @@ from dmr_gym.evaluation import (
 )
 from dmr_gym.figures import draw_accuracy_latency
 from dmr_gym.journal import Journal
-from dmr_gym.latency import PriceSource, price_source
+from dmr_gym.latency import PriceSource
+from dmr_gym.parts import prices_of
 from dmr_gym.records import read_policies, step_alternatives
 from dmr_gym.result_tables import result_tables
 from dmr_gym.results import ROUTED, Results, of_tasks, oracle_points, read_oracle, tabulate
@@ -204,7 +205,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "env_id": env_id,
             "env": asdict(config),
             "precisions": list(config.precisions),
-            "latency": asdict(price_source(config.latency, config.precisions)),
+            "latency": asdict(prices_of(config)),
             **digests,
             "routers": [describe(team) for team in teams],
             "calibrations": [asdict(calibration) for calibration in calibrations],
@@ -338,8 +339,7 @@ def show(results: Results, args: argparse.Namespace, entry: dict[str, Any], orac
     tables = result_tables(results, entry["precisions"], prices)
     path = write_tables(args.out, tables, f"{entry['env_id']}, panel {args.panel}")
     points = [(policy.kind, summary) for policy, summary in zip(results.policies, results.summaries, strict=True)]
-    picture = args.out / PICTURE
-    best = oracle_points(oracle or {})
+    picture, best = args.out / PICTURE, oracle_points(oracle or {})
     write_atomically(picture, lambda part: draw_accuracy_latency(points, prices.title, part, best))
     for table in tables:
         table.show()

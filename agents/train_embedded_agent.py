@@ -22,29 +22,24 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import math
-import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from dmr_gym import agent_tokenizer
+from dmr_gym.cloning import Demonstrations, batches, sequences, weighted_loss
 from dmr_gym.command_line import recipe_parser, run
 from dmr_gym.errors import ConfigError
 from dmr_gym.induction import absent_rows_kept, write_induction
 from dmr_gym.optim import Muon
 from dmr_gym.runs import provenance, write_json
-from dmr_gym.tasks.alfworld import demonstrations as alfworld
-from dmr_gym.tasks.webshop import demonstrations as webshop
-from dmr_gym.tasks.webshop.drills import drill
 from dmr_gym.training import claim_folder, load_training_state, save_training_state
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -52,9 +47,6 @@ FIGURES = ("loss", "command_loss", "command_accuracy")
 MACHINE = ("out", "resume", "threads", "device", "compile")
 WORLDS = ("alfworld", "webshop")
 TOKENIZER_EPISODES = {"alfworld": 4000, "webshop": 800}
-POOL = 16
-OTHERS_WEIGHT = 0.5
-"""Loss weight of the answers to further tasks about a page, which are asked more often than an agent needs them."""
 HEAD_DIM = 64
 
 
@@ -119,107 +111,25 @@ class Args:
                 raise ConfigError(f"{option_name} must be at least 0, and 0 but for --world webshop; got {value}")
 
 
-# ---------------------------------------------------------------- data
+# ---------------------------------------------------------------- run
 
 
-def sequences(seed: int, args: Args) -> Iterator[list[tuple[str, float]]]:
-    """Yield the training sequences of one demonstration, each a list of (text, loss weight).
-
-    ALFWorld's prompts only grow, so an episode is one sequence. WebShop's prompt is written anew at every step, so each
-    of the expert's answers is a sequence with its own prompt.
-    """
-    if args.world == "alfworld":
-        weights = {"world": args.observation_weight, "expert": 1.0, "mistake": 0.0}
-        episode = alfworld.demonstration(seed, args.noisy_episodes, args.noise)
-        yield [(text, weights[author]) for text, author in episode]
-        return
-    for piece in webshop.demonstration(seed, args.noisy_episodes, args.noise, other_tasks=args.other_tasks):
-        if piece.author == "expert":
-            others = [
-                (text, weight) for pair in piece.others for text, weight in zip(pair, (0.0, OTHERS_WEIGHT), strict=True)
-            ]
-            yield [(piece.prompt, args.observation_weight), (piece.answer, 1.0), *others]
+def cloned(args: Args) -> Demonstrations:
+    """The part of the settings that says what is cloned."""
+    return Demonstrations(**{entry.name: getattr(args, entry.name) for entry in fields(Demonstrations)})
 
 
 def train_tokenizer(args: Args, episodes: int | None = None) -> PreTrainedTokenizerFast:
     """The tokenizer of a world, trained on demonstrations that no batch has, or that of ``--init``."""
     if args.init:
         return PreTrainedTokenizerFast.from_pretrained(args.init, local_files_only=True)
-    demonstrations = (sequences(-1 - index, args) for index in range(episodes or TOKENIZER_EPISODES[args.world]))
+    demonstrations = (
+        sequences(-1 - index, cloned(args)) for index in range(episodes or TOKENIZER_EPISODES[args.world])
+    )
     texts = ["".join(text for text, _ in sequence) for sequence in itertools.chain.from_iterable(demonstrations)]
     tokenizer = agent_tokenizer.train_tokenizer(texts, args.vocab_size)
     end = agent_tokenizer.END_OF_TEXT
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=end, pad_token=end)
-
-
-def encode(
-    seed: int, tokenizer: PreTrainedTokenizerFast, args: Args, hardness: float = 1.0
-) -> Iterator[tuple[list[int], list[float]]]:
-    """Yield token ids and loss weights of each sequence of one demonstration; of drills while hardness is below 1."""
-    for sequence in sequences(seed, args):
-        if hardness < 1:
-            shown, answers = drill(sequence[0][0], seed, hardness)
-            sequence = [(shown, args.observation_weight), (answers, 1.0)]
-        ids: list[int] = []
-        weights: list[float] = []
-        for text, weight in sequence:
-            piece = tokenizer(text)["input_ids"]
-            ids += piece
-            weights += [weight] * len(piece)
-        ids, weights = ids[: args.max_tokens], weights[: args.max_tokens]
-        # A transcript that is cut has lost only its end, but a prompt that is cut has lost its answer.
-        if args.world == "alfworld" or 1.0 in weights:
-            yield ids, weights
-
-
-def pool_rows(pool: int, tokenizer: PreTrainedTokenizerFast, args: Args) -> list[tuple[list[int], list[float]]]:
-    """Draw the sequences of one pool: enough of them for `POOL` updates."""
-    rows: list[tuple[list[int], list[float]]] = []
-    first, tokens = args.seed * 10**8 + pool * 1000, 0
-    for seed in range(first, first + 1000):
-        if tokens >= POOL * args.tokens_per_update:
-            break
-        for row in encode(seed, tokenizer, args, pool * POOL / args.drill_updates if args.drill_updates else 1.0):
-            rows.append(row)
-            tokens += len(row[0])
-    return rows
-
-
-def batches(tokenizer: PreTrainedTokenizerFast, args: Args, start: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield ((B, T) int64 ids, (B, T) float32 weights) for updates start, start + 1, ...
-
-    Each pool of `POOL` updates draws its own demonstrations, sorts their sequences by length and shuffles the batches,
-    so padding is rare and update t is a function of (seed, t).
-    """
-    for pool in range(start // POOL, math.ceil(args.updates / POOL)):
-        rng = random.Random(f"pool {args.seed} {pool}")
-        rows = sorted(pool_rows(pool, tokenizer, args), key=lambda row: len(row[0]))
-        groups, group = [], [rows[0]]
-        for row in rows[1:]:
-            if (len(group) + 1) * len(row[0]) > args.tokens_per_update:
-                groups.append(group)
-                group = []
-            group.append(row)
-        groups.append(group)
-        order = rng.sample(range(len(groups)), min(POOL, len(groups)))
-        order += rng.choices(range(len(groups)), k=POOL - len(order))
-        for update, chosen in enumerate(order, pool * POOL):
-            if start <= update < args.updates:
-                yield pad(groups[chosen])
-
-
-def pad(rows: Sequence[tuple[list[int], list[float]]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Right-pad to the longest row; padding weighs nothing."""
-    length = max(len(ids) for ids, _ in rows)
-    ids = torch.zeros(len(rows), length, dtype=torch.int64)
-    weights = torch.zeros(len(rows), length)
-    for index, (row_ids, row_weights) in enumerate(rows):
-        ids[index, : len(row_ids)] = torch.tensor(row_ids)
-        weights[index, : len(row_weights)] = torch.tensor(row_weights)
-    return ids, weights
-
-
-# ---------------------------------------------------------------- run
 
 
 def learning_rate_scale(update: int, args: Args) -> float:
@@ -269,15 +179,6 @@ def make_optimizers(model: Qwen3ForCausalLM, args: Args) -> list[torch.optim.Opt
     return [Muon(matrices, args.muon_lr), adam]
 
 
-def weighted_loss(logits: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weighted mean cross-entropy of the next token; loss and greedy accuracy on the expert's command tokens, (2,)."""
-    targets, scale = ids[:, 1:], weights[:, 1:]
-    losses = F.cross_entropy(logits[:, :-1].flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
-    is_command = scale == 1.0
-    right = (logits[:, :-1].argmax(-1) == targets)[is_command].float().mean()
-    return (losses * scale).sum() / scale.sum(), torch.stack([losses[is_command].mean().detach(), right])
-
-
 @dataclass
 class Trainer:
     """A model with its optimizers; ``forward`` is the model, compiled or not."""
@@ -317,7 +218,7 @@ def train(args: Args) -> Path:
     progress = load_training_state(folder / CHECKPOINT, model, trainer.optimizers)
     start = int(progress.get("update", 0))
     log, began = SummaryWriter(str(folder / "tensorboard")), time.perf_counter() - progress.get("seconds", 0.0)
-    stream = zip(range(start, args.updates), batches(tokenizer, args, start), strict=False)
+    stream = zip(range(start, args.updates), batches(tokenizer, cloned(args), start, args.updates), strict=False)
     bar = tqdm(stream, initial=start, total=args.updates, unit="update", mininterval=5)
     smooth = torch.zeros(len(FIGURES))
     for update, (ids, weights) in bar:

@@ -11,12 +11,13 @@ import numpy as np
 from gymnasium import spaces
 
 from dmr_gym.backends import ScriptedBackend, make_backend, with_world
+from dmr_gym.backends.kernels import dequantized_copies
 from dmr_gym.cache import CachedBackend, CachedEncoder, CompletionCache
 from dmr_gym.config import EnvConfig, check_amount, check_settings, from_mapping
 from dmr_gym.encoders import make_encoder
 from dmr_gym.episode import Episode, Rules
 from dmr_gym.errors import ConfigError
-from dmr_gym.latency import make_latency_model
+from dmr_gym.latency import PriceSource, make_latency_model, price_source
 from dmr_gym.tasks import make_task
 from dmr_gym.types import Backend, Encoder, FloatArray, LatencyModel, SamplingParams, Task
 
@@ -85,6 +86,12 @@ def build_parts(settings: Mapping[str, Any], copies: int = 1) -> Parts:
     episodes = tuple(Episode(task, rules) for task in tasks)
     built += [task for task in tasks if task is not settings["task"]]
     return Parts(episodes, backend, encoder, rules, tuple(tasks[0].task_ids), tuple(built))
+
+
+def prices_of(config: EnvConfig) -> PriceSource:
+    """Where an environment's times come from, and which of them are projected, or those of unpacked weights."""
+    backend = with_world(config.backend, config.task)
+    return price_source(config.latency, config.precisions, dequantized_copies(backend, config.precisions))
 
 
 def routing_spaces(rules: Rules) -> tuple[spaces.Space[FloatArray], spaces.Space[np.int64]]:

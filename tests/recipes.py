@@ -28,8 +28,9 @@ TOY = ["--env", "DMR-Toy-v0", "--num-envs", "4"]
 TINY = ["--n-layers", "1", "--d-model", "32", "--n-heads", "2", "--d-ff", "64", "--dropout", "0"]
 
 _SERVER = """
-import json, os, runpy, sys
-import matplotlib.pyplot, torch.utils.tensorboard  # which recipes import late
+import importlib, json, os, runpy, sys
+for module in sys.argv[2:]:  # which recipes import late
+    importlib.import_module(module)
 recipe = runpy.run_path(sys.argv[1], run_name="recipe")
 print("ready", flush=True)
 for line in sys.stdin:
@@ -91,11 +92,14 @@ class Runs:
     Args:
         name: of the recipe.
         log: file that takes what the runs print.
+        imports: modules that the recipe imports late.
     """
 
-    def __init__(self, name: str, log: Path) -> None:
+    def __init__(
+        self, name: str, log: Path, imports: Sequence[str] = ("matplotlib.pyplot", "torch.utils.tensorboard")
+    ) -> None:
         self._log = log.open("w")
-        command = [sys.executable, "-c", _SERVER, str(ROOT / "agents" / f"{name}.py")]
+        command = [sys.executable, "-c", _SERVER, str(ROOT / "agents" / f"{name}.py"), *imports]
         env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         self._server = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True, env=env

@@ -35,6 +35,20 @@ def test_kl_figures_are_those_of_the_steps() -> None:
     assert figures["share_above_0.1"] == pytest.approx(0.4)
 
 
+def test_copies_without_a_kernel_are_called_dequantized() -> None:
+    """Three bits are, four are not; the line below the table that explains it stands only where it is needed."""
+    made = {"method": "gptq", "group_size": 128, "bytes": 1_000_000}
+    facts = {"w3": made | {"scheme": "W3A16"}, "w4": made | {"scheme": "W4A16"}, "bf16": {"bytes": 4_000_000}}
+    cell = {"episodes": 4, "success": 0.5, "success_ci": [0.0, 1.0], "score": 0.5, "steps": 8.0}
+    results = {"precisions": facts, "panels": {"embedded test": dict.fromkeys(facts, cell)}, "kl": {}}
+    rows = [line.split(" | ")[:3] for line in agent_card.table(results).splitlines()[2:]]
+    assert rows == [
+        ["| bf16", "–", "4.00"],
+        ["| w4", "GPTQ W4A16, g 128", "1.00"],
+        ["| w3", "GPTQ W3A16, g 128, dequantized", "1.00"],
+    ]
+
+
 def test_toy_card_has_table_picture_and_record(tmp_path: Path) -> None:
     """In the toy world high precision always succeeds in 8 steps and low precision, misled by signs, does not."""
     results = run(tmp_path)
@@ -47,6 +61,7 @@ def test_toy_card_has_table_picture_and_record(tmp_path: Path) -> None:
     assert recorded["kl"]["low"]["steps"] == 4 * 8
     card = (tmp_path / "README.md").read_text()
     assert "| high | – | – | 100.0 % (100.0 to 100.0) | 1.000 | 8.0 | – | – | – |" in card
+    assert "equantized" not in card
     assert (tmp_path / "kl_histogram.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -118,6 +118,28 @@ def test_a_projected_precision_is_not_played_alone_and_is_labelled(recipe, tmp_p
     assert "w3 projected: w4 / 1.15" in printed
     assert "routing between w4 and bf16 saves no time: w4 is no faster" in printed
     assert "routing between w3 and bf16 saves time in steps of more tokens than: " in printed
+    assert "dequantized" not in printed
+    assert profile.dequantized == {}
+
+
+def test_a_copy_that_was_measured_unpacked_is_labelled(recipe, tmp_path, capsys, monkeypatch):
+    """In the profile, in the table, below it, and beside what is projected from it."""
+    asked = []
+
+    def dequantized(backend, precisions):
+        asked.append((backend["kind"], list(precisions)))
+        return {"w4": "dequantized: unpacked at load"}
+
+    monkeypatch.setattr(recipe, "dequantized_copies", dequantized)
+    settings = ["--set", 'precisions=["w3", "w4", "bf16"]', "--set", 'backend.answers={"*" = "go left"}']
+    options = ["--out", str(tmp_path), "--tasks", "4", "--resamples", "10", "--project", "w3=w4"]
+    recipe.main([*options, *TOY, *TINY, *BACKEND, *settings])
+    assert asked == [("scripted", ["w4", "bf16"])]
+    assert load_profile(str(tmp_path / "profile.toml")).dequantized == {"w4": "dequantized: unpacked at load"}
+    printed = capsys.readouterr().out
+    assert "w4 dequantized " in printed
+    assert "w4 is dequantized: unpacked at load; it was measured with weights of 16 bits" in printed
+    assert "warning: w3 is projected from a precision that was measured with weights of 16 bits" in printed
 
 
 @pytest.mark.parametrize(

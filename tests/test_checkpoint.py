@@ -159,6 +159,10 @@ def test_a_layout_is_read_without_the_weights(checkpoints: dict[str, str], tmp_p
     assert layout.head == "lm_head"
     norms = 2 * (64 + 64 + 32 + 32) + 64
     assert layout.other_parameters == config["vocab_size"] * 64 + norms
+    assert (layout.architecture, layout.head_shape) == ("Qwen3ForCausalLM", (config["vocab_size"], 64))
+    assert layout.parameters == layout.other_parameters + sum(
+        rows * columns for rows, columns in layout.linear.values()
+    )
     (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "gptq"}}))
     with pytest.raises(ConfigError, match="is quantized already: start from its full-precision checkpoint"):
         read_layout(folder)

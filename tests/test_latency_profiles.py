@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,24 @@ def test_projected_prices_are_labelled_where_they_are_used(path: str) -> None:
     assert price_source({"profile": path, "kind": "prefill-decode", "warm_tokens": 0}).projected
     own = price_source({"profile": path, "ms_per_token": {"w3": 1, "bf16": 2}}, ("w3", "bf16"))
     assert (own.projected, own.label) == (False, "prices of your own")
+
+
+def test_times_of_unpacked_copies_are_labelled_where_they_are_used(tmp_path: Path) -> None:
+    """In a profile and by the wall clock; a measured time is no projection, and modelled prices are not its own."""
+    file = tmp_path / "cpu.toml"
+    reasons = {"w4": "dequantized: unpacked at load"}
+    file.write_text(to_toml(replace(PROFILE, dequantized=reasons)), encoding="utf-8")
+    assert load_profile(str(file)).dequantized == reasons
+    label = price_source({"profile": str(file)}, ("w3", "w4", "bf16")).label
+    assert label == f"profile {file}, w3 projected, w4 dequantized"
+    source = price_source({"profile": str(file)}, ("w4", "bf16"))
+    assert (source.projected, source.label) == (False, f"profile {file}, w4 dequantized")
+    clock = price_source({"kind": "wall-clock"}, ("w3", "w4", "bf16"), ["w4", "w3"])
+    assert clock.title == "measured seconds, wall clock of the calls, w3 and w4 dequantized"
+    assert price_source({"kind": "wall-clock"}, ("bf16",), ["w4"]).label == "wall clock of the calls"
+    assert price_source("alfworld-4b-awq-w4", ("w4", "bf16"), ["w4"]).label == "prices of alfworld-4b-awq-w4"
+    packaged = price_source({"profile": "alfworld-embedded-cpu"}, ("w2", "bf16"))
+    assert packaged.label == "profile alfworld-embedded-cpu, w2 dequantized"
 
 
 @pytest.mark.parametrize(

@@ -3,55 +3,24 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import types
 from pathlib import Path
 
 import pytest
-import torch
-from backend_contract import write_tokenizer
-from safetensors.torch import load_file
-from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoTokenizer
 
 from agents import quantize
-from dmr_gym.backends import LocalBackend
-from dmr_gym.backends.checkpoint import load_checkpoint
+from dmr_gym.backends.checkpoint import checkpoint_digest
 from dmr_gym.errors import BackendError, ConfigError
-from dmr_gym.tasks.alfworld.demonstrations import panel_transcripts
-from dmr_gym.types import Request, SamplingParams
+from dmr_gym.quantization import engine, estimate, texts
+from dmr_gym.quantization.settings import TRANSCRIPTS
+from dmr_gym.quantization.work import WorkFolder
+from dmr_gym.runs import file_digest
+from tests.quantizing import base, run
 
-VOCABULARY = 384
-
-# llmcompressor, torch.fx and datasets warn of their own deprecations; they are not ours to mend.
-third_party_warns = pytest.mark.filterwarnings("default")
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of random weights, 0.4 M parameters, in bfloat16."""
-    folder = tmp_path_factory.mktemp("models") / "base"
-    write_tokenizer(folder, panel_transcripts("train", 20), VOCABULARY, "<|end|>", chat_template=None)
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=VOCABULARY,
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=64,
-        tie_word_embeddings=True,
-        eos_token_id=0,
-        pad_token_id=0,
-    )
-    Qwen3ForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
-    return folder
-
-
-def run(base: Path, out: Path, *options: str) -> None:
-    """Quantize with a budget that fits a test."""
-    small = ("--world", "alfworld", "--samples", "4", "--max-length", "64", "--held-out", "2")
-    quantize.main(["--model", str(base), "--out", str(out), *small, *options])
+__all__ = ["base"]  # a fixture for tests here
 
 
 @pytest.mark.parametrize(
@@ -75,7 +44,10 @@ def test_command_line_means_what_it_says(tmp_path: Path, options: list[str], bit
         (["--group-size", "many"], "--group-size must be a number or \"channel\", found 'many'"),
         (["--scheme", "W8A8", "--group-size", "128"], "W8A8 has one weight scale a channel"),
         (["--samples", "0"], "must be at least 1"),
-        (["--out", "."], "exists already"),
+        (
+            ["--method", "rtn", "--calibration", "c4"],
+            "rtn rounds to nearest and reads no text: leave --calibration out",
+        ),
     ],
 )
 def test_impossible_settings_are_refused_at_once(tmp_path: Path, options: list[str], message: str) -> None:
@@ -113,27 +85,116 @@ def test_a_world_that_is_not_said_or_said_twice_is_refused(tmp_path: Path, optio
         quantize.parse([*options, "--out", str(tmp_path / "new")])
 
 
-def test_width_that_the_group_does_not_divide_is_refused_before_any_text_is_read(
+def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a test fail as soon as a text is read or a weight is loaded."""
+    monkeypatch.setitem(TRANSCRIPTS, "alfworld", lambda *args: pytest.fail("texts were read"))
+    monkeypatch.setattr(quantize, "perplexity", lambda *args: pytest.fail("weights were loaded"))
+    monkeypatch.setattr(quantize, "quantize", lambda *args: pytest.fail("weights were loaded"))
+
+
+@pytest.fixture
+def light(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do without llmcompressor, which takes seconds to import."""
+    monkeypatch.setattr(quantize, "check_llmcompressor", lambda: None)
+
+
+@pytest.mark.usefixtures("light")
+def test_width_that_the_group_does_not_divide_is_refused_before_any_work(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The message names the width, a layer, and the groups that would fit; no text is generated and nothing written."""
-    monkeypatch.setitem(quantize.TRANSCRIPTS, "alfworld", lambda *args: pytest.fail("texts were read"))
+    """The message names layers and widths, and the groups that would fit; nothing is read, loaded or written."""
+    no_work(monkeypatch)
     message = (
-        r"does not divide 128 of model.layers.0.self_attn.q_proj \(14 such layers\): give --group-size 128 or 64 or 32 "
+        r"does not divide that of model.layers.\*.self_attn.q_proj \(128\).*give --group-size 128 or 64 or 32 or ch"
     )
     with pytest.raises(ConfigError, match=message):
         run(base, tmp_path / "out", "--group-size", "96")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_full_disk_is_refused_before_any_text_is_read(
+@pytest.mark.usefixtures("light")
+def test_full_disk_is_refused_before_any_work(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With less free space than the copy takes there is an error that says how much it takes."""
+    no_work(monkeypatch)
+    monkeypatch.setattr(estimate.shutil, "disk_usage", lambda path: types.SimpleNamespace(free=1000))
+    with pytest.raises(ConfigError, match=r"expected 0.3 MB of free disk, found 0.0 MB"):
+        run(base, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("light")
+def test_the_weights_of_a_hub_model_are_fetched_after_all_that_can_be_refused(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its configuration and tokenizer say what is needed, the download included; the disk has to have room for both."""
+    bare = tmp_path / "cache"
+    shutil.copytree(base, bare, ignore=shutil.ignore_patterns("*.safetensors"))
+    asked = []
+
+    def resolve(model: str, weights: bool = True) -> Path:
+        asked.append(weights)
+        return pytest.fail("weights were fetched") if weights else bare
+
+    monkeypatch.setattr(quantize, "resolve_checkpoint", resolve)
+    no_work(monkeypatch)
+    layout = quantize.check(
+        quantize.parse(["--model", "org/model", "--calibration", "c4", "--out", str(tmp_path / "o")])
+    )
+    assert f"0.3 MB for the copy, and {2 * layout.parameters / 1e6:.1f} MB to download" in capsys.readouterr().out
+    assert asked == [False]
+    size = estimate.copy_bytes(layout, 4, 128) + 2 * layout.parameters
+    free = types.SimpleNamespace(free=round(1.2 * size) - 2)
+    monkeypatch.setattr(estimate.shutil, "disk_usage", lambda path: free)
+    with pytest.raises(ConfigError, match="MB of free disk"):
+        quantize.main(["--model", "org/model", "--calibration", "c4", "--out", str(tmp_path / "o")])
+
+
+@pytest.mark.usefixtures("light")
+def test_a_hub_model_without_network_says_how_to_get_a_folder(tmp_path: Path) -> None:
+    """The hub is not reached, and the message has the command that downloads a folder elsewhere."""
+    options = ["--calibration", "c4", "--out", str(tmp_path / "out")]
+    with pytest.raises(BackendError, match=r"give a checkpoint folder: `hf download org/model --local-dir FOLDER`"):
+        quantize.main(["--model", "org/model", *options])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("light")
+def test_an_out_folder_with_something_else_is_refused(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With less free space than the copy takes there is an error that says how much it takes."""
-    monkeypatch.setitem(quantize.TRANSCRIPTS, "alfworld", lambda *args: pytest.fail("texts were read"))
-    monkeypatch.setattr(quantize.shutil, "disk_usage", lambda path: types.SimpleNamespace(free=1000))
-    with pytest.raises(ConfigError, match="MB of free disk, found 0 MB"):
-        run(base, tmp_path / "out")
+    """Files of others, another command's copy, and a damaged copy stay as they are, and the message says which."""
+    no_work(monkeypatch)
+    out = tmp_path / "out"
+    out.mkdir()
+    with pytest.raises(ConfigError, match=r"exists already and is no copy that agents/quantize.py has made"):
+        run(base, out)
+    settings = quantize.parse(["--model", str(base), "--world", "alfworld", "--samples", "4", "--max-length", "64",
+                               "--held-out", "2", "--out", str(out)])  # fmt: skip
+    (out / "model.safetensors").write_bytes(b"weights")
+    made = {"settings": settings.identity(), "sha256": {"model.safetensors": file_digest(out / "model.safetensors")}}
+    (out / "quantization.json").write_text(json.dumps(made | {"base_digest": checkpoint_digest(base)}))
+    with pytest.raises(ConfigError, match="holds the copy of another command, with scheme 'W4A16' and not 'W3A16'"):
+        run(base, out, "--scheme", "W3A16")
+    run(base, out)  # this very copy: nothing to do
+    (out / "quantization.json").write_text(json.dumps(made | {"base_digest": "other"}))
+    with pytest.raises(ConfigError, match="as it was before its files changed"):
+        run(base, out)
+    (out / "model.safetensors").write_bytes(b"half")
+    with pytest.raises(ConfigError, match=r"holds a damaged copy, model.safetensors changed since it was made"):
+        run(base, out)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.usefixtures("light")
+def test_one_run_at_a_time_makes_a_copy(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second one with the same --out ends at once, and leaves the first one's work alone."""
+    no_work(monkeypatch)
+    with WorkFolder(tmp_path / "out") as first:
+        first.begin({"a": 1})
+        first.data("texts", lambda: ["kept"])
+        with pytest.raises(ConfigError, match="another run is making"):
+            run(base, tmp_path / "out")
+        assert first.data("texts", lambda: pytest.fail("lost")) == ["kept"]
 
 
 def test_models_that_cannot_be_quantized_are_refused(base: Path, tmp_path: Path) -> None:
@@ -151,19 +212,26 @@ def test_models_that_cannot_be_quantized_are_refused(base: Path, tmp_path: Path)
         run(quantized, tmp_path / "out")
 
 
-def test_interrupted_run_leaves_nothing(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When the work breaks off in the middle, neither --out nor a part of it remains."""
-
-    def break_off(
-        settings: object, source: object, tokenizer: object, texts: object, head: object, folder: Path
-    ) -> None:
-        folder.mkdir()
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(quantize, "quantize", break_off)
-    with pytest.raises(KeyboardInterrupt):
-        run(base, tmp_path / "out")
-    assert list(tmp_path.iterdir()) == []
+def test_stages_are_kept_for_the_same_work_alone(tmp_path: Path) -> None:
+    """Whole stages are found again; half of one, and those of other work, are gone."""
+    with WorkFolder(tmp_path / "out") as work:
+        assert not work.begin({"scheme": "W4A16"})
+        assert work.data("texts", lambda: ["a"]) == ["a"]
+        work.folder("copy", lambda part: (part.mkdir(), (part / "config.json").write_text("{}")))
+        (work.path / "after.part").mkdir()
+        (work.path / "copy" / ".README.7.part.md").write_text("cut")
+    with WorkFolder(tmp_path / "out") as work:
+        assert work.begin({"scheme": "W4A16"})
+        assert work.data("texts", lambda: pytest.fail("made again")) == ["a"]
+        copy = work.folder("copy", lambda part: pytest.fail("made again"))
+        assert [path.name for path in copy.iterdir()] == ["config.json"]
+        assert not (work.path / "after.part").exists()
+    with WorkFolder(tmp_path / "out") as work:
+        assert not work.begin({"scheme": "W3A16"})
+        assert work.data("texts", lambda: ["b"]) == ["b"]
+        assert not (work.path / "copy").exists()
+        work.publish(work.folder("copy", lambda part: part.mkdir()))
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_documents_are_read_from_text_and_jsonl(tmp_path: Path) -> None:
@@ -171,11 +239,11 @@ def test_documents_are_read_from_text_and_jsonl(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one\nline two\n\n  \nsecond\n")
     (tmp_path / "b.jsonl").write_text('{"text": "one\\n\\nstill one"}\n{"text": "second"}\n')
     (tmp_path / "c.jsonl").write_text('{"body": "one"}\n')
-    assert quantize.read_documents(tmp_path / "a.txt") == ["one\nline two", "second"]
-    assert quantize.read_documents(tmp_path / "b.jsonl") == ["one\n\nstill one", "second"]
+    assert texts.read_documents(tmp_path / "a.txt") == ["one\nline two", "second"]
+    assert texts.read_documents(tmp_path / "b.jsonl") == ["one\n\nstill one", "second"]
     for name in ("c.jsonl", "absent.txt"):
         with pytest.raises(ConfigError, match="--calibration takes"):
-            quantize.read_documents(tmp_path / name)
+            texts.read_documents(tmp_path / name)
 
 
 def test_c4_protocol_takes_the_first_long_documents(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,75 +251,40 @@ def test_c4_protocol_takes_the_first_long_documents(base: Path, monkeypatch: pyt
     rows = [{"text": "x " * count} for count in (3, 40, 5, 50, 60)]
     fake = types.SimpleNamespace(load_dataset=lambda *args, **kwargs: iter(rows))
     monkeypatch.setitem(sys.modules, "datasets", fake)
-    texts = quantize.c4_documents(AutoTokenizer.from_pretrained(base), 2, 40)
-    assert texts == [rows[1]["text"], rows[3]["text"]]
+    found = texts.c4_documents(AutoTokenizer.from_pretrained(base), 2, 40)
+    assert found == [rows[1]["text"], rows[3]["text"]]
 
 
-@pytest.mark.slow
-@third_party_warns
-def test_pinning_is_left_out_only_inside(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without an accelerator pin_memory does nothing inside the context, and is the original again after it."""
-    from llmcompressor.pipelines.cache import IntermediatesCache
+def test_c4_without_a_network_names_what_works_offline(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the hub's client raises, the message has the file and the transcripts as the ways out."""
 
-    original = IntermediatesCache.pin_memory
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
-    with quantize.unpinned_without_accelerator():
-        assert IntermediatesCache.empty(1, torch.device("cpu")).pin_memory(0) is None
-        assert IntermediatesCache.pin_memory is not original
-    assert IntermediatesCache.pin_memory is original
+    def unreachable(*args: object, **kwargs: object) -> None:
+        raise ConnectionError("Couldn't reach 'allenai/c4' on the Hub")
 
-
-@pytest.mark.slow
-@third_party_warns
-@pytest.mark.parametrize(
-    ("method", "scheme", "group_size"),
-    [
-        ("gptq", "W4A16", "128"),
-        ("gptq", "W3A16", "64"),
-        ("awq", "W4A16", "128"),
-        ("rtn", "W2A16", "32"),
-        ("rtn", "W8A8", "channel"),
-    ],
-)
-def test_copy_is_packed_loads_and_has_a_card(
-    base: Path, tmp_path: Path, method: str, scheme: str, group_size: str
-) -> None:
-    """A copy is as small as its bits say, keeps the embeddings, sits on its grid, answers, and says what it is."""
-    out = tmp_path / "copy"
-    run(base, out, "--method", method, "--scheme", scheme, "--group-size", group_size)
-    original, packed = (load_file(folder / "model.safetensors") for folder in (base, out))
-    torch.testing.assert_close(packed["model.embed_tokens.weight"], original["model.embed_tokens.weight"])
-    scaled = {name.removesuffix(".weight_scale") for name in packed if name.endswith(".weight_scale")}
-    assert len(scaled) == 14
-    assert "lm_head" not in scaled
-    bits = int(scheme[1])
-    weight = packed.get("model.layers.0.mlp.up_proj.weight_packed", packed.get("model.layers.0.mlp.up_proj.weight"))
-    assert weight.numel() * weight.element_size() * 8 == 256 * 128 * bits
-
-    model, _ = load_checkpoint(out, torch.device("cpu"), torch.float32, "sdpa")
-    width = 128 if group_size == "channel" else int(group_size)
-    groups = model.model.layers[0].mlp.up_proj.weight.detach().reshape(-1, width)
-    assert max(len(row.unique()) for row in groups) <= 2**bits
-
-    facts = json.loads((out / "quantization.json").read_text())
-    assert facts["scheme"] == scheme
-    assert str(facts["group_size"]) == group_size
-    assert facts["calibration_samples"] == (0 if method == "rtn" else 4)
-    assert facts["perplexity"]["after"]["commands"] > 1
-    assert f"base, {method.upper()} {scheme}" in (out / "README.md").read_text()
-    assert str(tmp_path) not in (out / "README.md").read_text()
-
-    backend = LocalBackend({"copy": str(out)})
-    [answer] = backend.generate([Request("You see a bed 1.\n>", "copy", SamplingParams(max_tokens=4))])
-    assert answer.completion_tokens > 0
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=unreachable))
+    message = (
+        r"--calibration c4 streams allenai/c4 from the hub, which cannot be reached \(ConnectionError: Couldn't .*"
+        r"without a network give --calibration FILE, a \.txt file .* or a \.jsonl file .* --calibration transcripts"
+    )
+    with pytest.raises(BackendError, match=message):
+        texts.c4_documents(AutoTokenizer.from_pretrained(base), 2, 40)
 
 
-@pytest.mark.slow
-@third_party_warns
-def test_same_command_makes_the_same_copy(base: Path, tmp_path: Path) -> None:
-    """Two runs of GPTQ on the same texts write the same bytes."""
-    for name in ("one", "two"):
-        run(base, tmp_path / name, "--scheme", "W3A16")
-    assert (tmp_path / "one" / "model.safetensors").read_bytes() == (
-        tmp_path / "two" / "model.safetensors"
-    ).read_bytes()
+def test_a_calibration_file_that_is_not_there_is_refused(base: Path, tmp_path: Path) -> None:
+    """Before anything else is looked at, with what may be given."""
+    with pytest.raises(ConfigError, match=r'expected "transcripts", "c4", or a .txt or .jsonl file that can be read'):
+        quantize.parse(["--model", str(base), "--calibration", "absent.txt", "--out", str(tmp_path / "out")]).identity()
+
+
+def test_awq_refuses_models_whose_layers_it_cannot_pair(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unknown architecture needs layers with the names that llmcompressor's own mapping has."""
+    name = "llmcompressor.modifiers.transform.awq"
+    pair = types.SimpleNamespace(balance_layers=["re:.*o_proj$"])
+    known = {"AWQ_MAPPING_REGISTRY": {"LlamaForCausalLM": []}, "default_mappings": [pair]}
+    monkeypatch.setitem(sys.modules, f"{name}.mappings", types.SimpleNamespace(**known))
+    dynamic = types.SimpleNamespace(AWQ_DYNAMIC_MAPPING_REGISTRY={})
+    monkeypatch.setitem(sys.modules, f"{name}.dynamic_mappings", dynamic)
+    engine.check_awq("LlamaForCausalLM", ["whatever"])
+    engine.check_awq("OwnForCausalLM", ["model.layers.0.o_proj"])
+    with pytest.raises(ConfigError, match="which layers of OwnForCausalLM AWQ may scale together: take --method gptq"):
+        engine.check_awq("OwnForCausalLM", ["model.layers.0.c_proj"])

@@ -18,11 +18,11 @@ from fake_vllm import FakeVLLM
 
 from dmr_gym.backends import LocalBackend
 from dmr_gym.backends.checkpoint import resolve_checkpoint
+from dmr_gym.backends.kernels import packed_bits
 from dmr_gym.errors import BackendError, ConfigError
 from dmr_gym.serving import Servers, ServeSettings, read_serve_settings
 from dmr_gym.serving.dequantized import dequantized_copy
 from dmr_gym.serving.servers import free_port
-from dmr_gym.serving.settings import packed_bits
 from dmr_gym.types import DistributionRequest
 from tests.recipes import load_recipe
 

@@ -23,16 +23,18 @@ import torch
 
 from dmr_gym.errors import BackendError, ConfigError, MissingDependency
 
-CONTENT = ("*.json", "*.jinja", "*.model", "*.safetensors", "*.txt")
+WEIGHTS = "*.safetensors"
+CONTENT = ("*.json", "*.jinja", "*.model", WEIGHTS, "*.txt")
 REPORT = "quantization.json"
 HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+(@[\w./-]+)?")
 
 
-def resolve_checkpoint(model: str) -> Path:
+def resolve_checkpoint(model: str, weights: bool = True) -> Path:
     """Find the folder of a checkpoint.
 
     Args:
         model: a folder, "embedded:<name>" for one inside this package, or a hub id "org/name" or "org/name@revision".
+        weights: False downloads configuration and tokenizer of a hub id alone, kilobytes of gigabytes.
 
     Raises:
         BackendError: there is no such folder, the hub cannot deliver it, or it has no safetensors weights.
@@ -44,10 +46,10 @@ def resolve_checkpoint(model: str) -> Path:
         folder = Path(model).expanduser()
         hint = 'give an existing folder, a hub id "org/name", or "embedded:<name>"'
     else:
-        folder, hint = _download(model), ""
+        folder, hint = _download(model, weights), ""
     if not (folder / "config.json").is_file():
         raise BackendError(f"checkpoint {model!r}: no config.json in {folder}; {hint}")
-    if not list(folder.glob("*.safetensors")):
+    if (weights or hint) and not list(folder.glob(WEIGHTS)):
         found = sorted(path.name for path in folder.glob("*.bin")) or "no weights"
         raise BackendError(
             f"checkpoint {model!r}: expected *.safetensors in {folder}, found {found}; "
@@ -120,47 +122,73 @@ class Layout:
     """What a checkpoint's model is made of.
 
     Attributes:
+        architecture: class of the model, such as "Qwen3ForCausalLM".
         linear: (outputs, inputs) of each Linear layer but the output head, by name.
         head: name of the output head.
-        other_parameters: number of all parameters outside ``linear``.
+        head_shape: (vocabulary, width) of the output head.
+        other_parameters: number of all parameters outside ``linear``; what is tied counts once.
+        dtype: of the weights.
     """
 
+    architecture: str
     linear: dict[str, tuple[int, int]]
     head: str
+    head_shape: tuple[int, int]
     other_parameters: int
+    dtype: torch.dtype
+
+    @property
+    def parameters(self) -> int:
+        """Number of all parameters."""
+        return self.other_parameters + sum(rows * columns for rows, columns in self.linear.values())
 
 
 def read_layout(folder: Path) -> Layout:
     """Lay a model out from its ``config.json`` alone, without its weights.
 
     Raises:
-        ConfigError: the checkpoint is quantized.
+        ConfigError: the checkpoint is quantized, or is of no causal language model that transformers knows.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     if _quantization_method(folder) is not None:
         raise ConfigError(f"{folder} is quantized already: start from its full-precision checkpoint")
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except (ValueError, KeyError, OSError) as error:
+        raise ConfigError(
+            f"{folder}: expected a causal language model that transformers knows without code of the checkpoint, "
+            f"found a config.json that gives {type(error).__name__}: {error}"
+        ) from error
     head = model.get_output_embeddings()
     head_name = next((name for name, module in model.named_modules() if module is head), "lm_head")
     layers = {name: m for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not head}
     shapes = {name: (m.out_features, m.in_features) for name, m in layers.items()}
     total = sum(parameter.numel() for parameter in model.parameters())
-    return Layout(shapes, head_name, total - sum(rows * columns for rows, columns in shapes.values()))
+    return Layout(
+        architecture=type(model).__name__,
+        linear=shapes,
+        head=head_name,
+        head_shape=(head.weight.shape[0], head.weight.shape[1]),
+        other_parameters=total - sum(rows * columns for rows, columns in shapes.values()),
+        dtype=config.dtype or torch.float32,
+    )
 
 
-def _download(model: str) -> Path:
+def _download(model: str, weights: bool) -> Path:
     from huggingface_hub import snapshot_download
 
     name, _, revision = model.partition("@")
+    patterns = [pattern for pattern in CONTENT if weights or pattern != WEIGHTS]
     try:
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(CONTENT)))
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
     except Exception as error:  # network, authentication, unknown repository: all of them mean "not here"
         raise BackendError(
             f"hub model {model!r} is not available ({type(error).__name__}: {error}); check the name and the network, "
-            "unset HF_HUB_OFFLINE, or give a checkpoint folder"
+            f"unset HF_HUB_OFFLINE, or give a checkpoint folder: `hf download {name} --local-dir FOLDER` makes one "
+            "where there is a network"
         ) from error
 
 

@@ -26,6 +26,7 @@ class Profile:
         versions: of the software, by package.
         kinds: settings by kind of latency model, such as {"token-linear": {"ms_per_token": ..., "router_ms": ...}}.
         projected: how coefficients came about that were not measured, by precision.
+        dequantized: precisions whose copies were measured with weights unpacked to 16 bits, each with the reason.
         measurement: environment, tasks, concurrency and models.
         intervals: 95 % intervals [low, high], laid out as ``kinds``.
         fit: how well the fitted coefficients explain the calls, by precision.
@@ -37,6 +38,7 @@ class Profile:
     versions: Mapping[str, str]
     kinds: Mapping[str, Mapping[str, Any]]
     projected: Mapping[str, str] = field(default_factory=dict)
+    dequantized: Mapping[str, str] = field(default_factory=dict)
     measurement: Mapping[str, Any] = field(default_factory=dict)
     intervals: Mapping[str, Any] = field(default_factory=dict)
     fit: Mapping[str, Any] = field(default_factory=dict)

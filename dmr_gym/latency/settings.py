@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,7 +63,8 @@ class PriceSource:
     Attributes:
         row: name of the row of Table 3 that prices the tokens; None where they are given.
         projected: whether a price among them is projected rather than measured.
-        label: both in words, for example "prices of alfworld-4b-gptq-w3, W3 projected".
+        label: in words, for example "prices of alfworld-4b-gptq-w3, W3 projected", or "wall clock of the calls, w3
+            dequantized" where a time is that of weights unpacked to 16 bits.
         quantity: what they make of a call: "modelled seconds", "measured seconds", "dollars" or "joules".
         unit: of that: "s", "$" or "J".
     """
@@ -80,12 +81,18 @@ class PriceSource:
         return f"{self.quantity}, {self.label}"
 
 
-def price_source(name_or_mapping: str | Mapping[str, Any], precisions: Sequence[str] | None = None) -> PriceSource:
+def price_source(
+    name_or_mapping: str | Mapping[str, Any],
+    precisions: Sequence[str] | None = None,
+    dequantized: Collection[str] = (),
+) -> PriceSource:
     """Say where the token prices of a latency setting that `make_latency_model` accepts come from.
 
     Args:
         name_or_mapping: the setting.
         precisions: that it prices; None stands for all that it can.
+        dequantized: those that the backend computes with unpacked weights, `dmr_gym.backends.kernels`: the wall clock
+            of their calls is not that of their bits.
 
     Raises:
         ConfigError: an unknown row or profile.
@@ -93,11 +100,16 @@ def price_source(name_or_mapping: str | Mapping[str, Any], precisions: Sequence[
     settings = _settings(name_or_mapping)
     quantity, unit = QUANTITIES[settings["kind"]]
     if settings["kind"] == "wall-clock":
-        return PriceSource(None, False, "wall clock of the calls", quantity, unit)
+        unpacked = [p for p in precisions or dequantized if p in dequantized]
+        return PriceSource(None, False, f"wall clock of the calls{_note(unpacked, 'dequantized')}", quantity, unit)
     if "profile" in settings and not any(key.startswith(("ms_per_", "joules_", "dollars_")) for key in settings):
         name = settings["profile"]
-        guessed = [p for p in load_profile(name).projected if precisions is None or p in precisions]
-        note = f", {' and '.join(guessed)} projected" if guessed else ""
+        profile = load_profile(name)
+        guessed, unpacked = (
+            [p for p in names if precisions is None or p in precisions]
+            for names in (profile.projected, profile.dequantized)
+        )
+        note = _note(guessed, "projected") + _note(unpacked, "dequantized")
         return PriceSource(None, bool(guessed), f"profile {name}{note}", quantity, unit)
     if "row" not in settings or "ms_per_token" in settings:
         return PriceSource(None, False, "prices of your own", quantity, unit)
@@ -105,6 +117,10 @@ def price_source(name_or_mapping: str | Mapping[str, Any], precisions: Sequence[
     projected = table_row(row).projected or settings.get("project_w3") is True
     note = ", W3 projected" if projected else ""
     return PriceSource(row, projected, f"prices of {row}{note}", quantity, unit)
+
+
+def _note(names: Sequence[str], how: str) -> str:
+    return f", {' and '.join(names)} {how}" if names else ""
 
 
 def _settings(name_or_mapping: object) -> dict[str, Any]:

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from dmr_gym.backends.kernels import no_kernel, packed_bits
 from dmr_gym.errors import BackendError, ConfigError, MissingDependency
-from dmr_gym.serving.settings import KERNEL_BITS, ServeSettings, check_interpreter, packed_bits
+from dmr_gym.serving.settings import ServeSettings, check_interpreter
 
 GUARD = Path(__file__).with_name("guard.py")
 TAIL_LINES = 25
@@ -221,7 +222,7 @@ class Servers:
 
         folder = resolve_checkpoint(model).absolute()
         bits = packed_bits(folder)
-        if bits is None or bits in KERNEL_BITS:
+        if bits is None or no_kernel(bits) is None:
             return str(folder)
         from dmr_gym.serving.dequantized import dequantized_copy
 

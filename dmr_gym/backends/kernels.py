@@ -1,0 +1,73 @@
+"""Which quantized copies run on kernels of their own, and which are unpacked to 16 bits, with the speed of those.
+
+A latency that was measured of an unpacked copy is not that of its bits, so whatever shows one says `DEQUANTIZED`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dmr_gym.errors import BackendError
+
+KERNEL_BITS = (4, 8)
+"""Widths of packed weights that vLLM has kernels for."""
+
+DEQUANTIZED = "dequantized"
+
+
+def packed_bits(folder: Path) -> int | None:
+    """Bits of the packed weights of a checkpoint; None where they are not packed."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    groups = (config.get("quantization_config") or {}).get("config_groups") or {}
+    found = [(group.get("weights") or {}).get("num_bits") for group in groups.values()]
+    return min((bits for bits in found if isinstance(bits, int)), default=None)
+
+
+def no_kernel(bits: int) -> str | None:
+    """How packed weights of some bits run where no kernel is known for them, in words; None where there is one."""
+    return None if bits in KERNEL_BITS or bits >= 16 else f"{DEQUANTIZED}: no kernel for {bits}-bit weights"
+
+
+def dequantized_copies(backend: Mapping[str, Any], precisions: Sequence[str]) -> dict[str, str]:
+    """The precisions whose weights a backend unpacks to 16 bits, each with the reason.
+
+    The backends "embedded" and "local" unpack every copy at load. vLLM computes with the packed weights where it has a
+    kernel. Nothing is said of a copy that only its server can see, unless its name begins with bits that have none.
+
+    Args:
+        backend: its configuration as plain data; an embedded one names its world.
+        precisions: names.
+    """
+    kind = backend.get("kind")
+    models = dict(backend.get("model" if kind == "vllm" else "models") or {})
+    if kind == "embedded":
+        models = {name: f"embedded:{backend['world']}/{name}" for name in precisions}
+    notes = {name: _note(kind, name, str(models[name])) for name in precisions if name in models}
+    return {name: note for name, note in notes.items() if note is not None}
+
+
+def _note(kind: object, precision: str, model: str) -> str | None:
+    bits = _bits_of(model)
+    if bits is not None:
+        unpacked = f"{DEQUANTIZED}: unpacked at load" if kind != "vllm" else None
+        return no_kernel(bits) or unpacked
+    named = re.match(r"w(\d+)", precision)
+    if kind == "vllm" and named and not Path(model).expanduser().is_dir() and no_kernel(int(named[1])):
+        return f"{DEQUANTIZED}, unless its server has a kernel for {named[1]}-bit weights"
+    return None
+
+
+def _bits_of(model: str) -> int | None:
+    """Bits of a checkpoint that lies here; None for one that is not packed, or lies elsewhere."""
+    from dmr_gym.backends.checkpoint import resolve_checkpoint
+
+    if not model.startswith("embedded:") and not Path(model).expanduser().is_dir():
+        return None
+    try:
+        return packed_bits(resolve_checkpoint(model))
+    except BackendError:  # whoever loads it says what is wrong
+        return None
