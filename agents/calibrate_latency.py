@@ -25,7 +25,6 @@ command goes on with the sessions that are missing.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import platform
 import shlex
@@ -63,7 +62,7 @@ from dmr_gym.latency_sessions import PREFILL_DECODE, Session, TimedBackend, Time
 from dmr_gym.policies import EpisodeKey, FixedPrecision, Policy, RouterPolicy
 from dmr_gym.rollout import Trajectory, rollout
 from dmr_gym.router import PrecisionRouter
-from dmr_gym.runs import provenance, write_atomically, write_json
+from dmr_gym.runs import provenance, task_file_stem, write_atomically, write_json
 from dmr_gym.training import claim_folder, stop_on_signal
 from dmr_gym.types import Backend
 
@@ -195,7 +194,8 @@ def play(
     """Play the tasks that have no session yet, and return the sessions of all; a file each."""
     free = {"ms_per_token": dict.fromkeys(config.precisions, 0.0), "router_ms": 0.0}
     envs = make_envs(config, args.panel, args.num_envs, backend=backend, encoder=encoder, latency=free, cache_dir=None)
-    paths = {task: session_path(args.out / "sessions" / stage, task) for task in first_tasks(envs, args.tasks)}
+    folder = args.out / "sessions" / stage
+    paths = {task: folder / f"{task_file_stem(task)}.json" for task in first_tasks(envs, args.tasks)}
     missing = [task for task, path in paths.items() if not path.is_file()]
     with stop_on_signal("session", "the same command") as stop:
 
@@ -211,11 +211,6 @@ def play(
         rollout(envs, policy, missing, keep_turns=True, on_episode=save, progress=f"{stage}, {args.num_envs} at a time")
     envs.close()
     return [Session(**json.loads(path.read_text(encoding="utf-8"))) for path in paths.values()]
-
-
-def session_path(folder: Path, task_id: str) -> Path:
-    """Where a session is kept; task ids of official games are long paths."""
-    return folder / f"{hashlib.sha256(task_id.encode()).hexdigest()[:20]}.json"
 
 
 def describe_hardware(words: str) -> dict[str, Any]:

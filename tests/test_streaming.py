@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,12 +30,31 @@ class OneByOne(ScriptedBackend):
     log: list[str]
     fails_at: int | None = None
 
-    def generate_each(self, requests: Sequence[Request]) -> Iterator[list[tuple[int, Completion]]]:
-        for count, i in enumerate(reversed(range(len(requests)))):
-            if count == self.fails_at:
-                raise BackendError("gone")
-            self.log.append(f"answer {i}")
-            yield [(i, self.generate([requests[i]])[0])]
+    def stream(self) -> Backwards:
+        return Backwards(self)
+
+
+class Backwards:
+    """The stream of a `OneByOne`."""
+
+    def __init__(self, backend: OneByOne) -> None:
+        self._backend = backend
+        self._waiting: dict[int, Request] = {}
+        self._count = 0
+
+    def send(self, requests: Mapping[int, Request]) -> None:
+        self._waiting |= requests
+
+    def receive(self) -> list[tuple[int, Completion]]:
+        if self._count == self._backend.fails_at:
+            raise BackendError("gone")
+        self._count += 1
+        i, request = self._waiting.popitem()
+        self._backend.log.append(f"answer {i}")
+        return [(i, self._backend.generate([request])[0])]
+
+    def close(self) -> None:
+        self._waiting = {}
 
 
 class Noted(HashEncoder):
@@ -116,11 +135,11 @@ def test_the_cache_passes_answers_on_as_they_come() -> None:
     log.clear()
     requests = [Request("a", "low"), Request("known", "low"), Request("a", "low"), Request("b", "high")]
     groups = []
-    for group in cached.generate_each(requests):
+    for group in generate_each(cached, requests):
         groups.append([(i, completion.cached) for i, completion in group])
         log.append("taken")
     assert groups == [[(1, True)], [(3, False)], [(0, False), (2, True)]]
-    assert log == ["taken", "answer 1", "taken", "answer 0", "taken"]
+    assert log == ["taken", "answer 3", "taken", "answer 0", "taken"]
     assert (cached.hits, cached.misses) == (2, 3)
     assert [completion.cached for completion in cached.generate(requests)] == [True] * 4
 
@@ -157,7 +176,7 @@ def test_a_server_that_is_slow_with_one_answer_holds_up_no_other(serve: Serve, c
         return "said"
 
     backend = connect(serve("m", answer))
-    groups = backend.generate_each([Request("slow", "low"), Request("quick", "low")])
+    groups = generate_each(backend, [Request("slow", "low"), Request("quick", "low")])
     assert [i for i, _ in next(groups)] == [1]
     release.set()
     assert [[i for i, _ in group] for group in groups] == [[0]]

@@ -232,8 +232,8 @@ class Servers:
         return str(dequantized_copy(folder, self._folder / "dequantized"))
 
 
-def free_port(host: str = "127.0.0.1") -> int:
-    """A port that is free now, for tests and benchmarks."""
+def free_port() -> int:
+    """A port of 127.0.0.1 that is free now, for tests and benchmarks."""
     with socket.socket() as probe:
-        probe.bind((host, 0))
+        probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

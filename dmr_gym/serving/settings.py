@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -22,6 +23,9 @@ OURS = {
     "--api-key": "api_key_env of [backend]",
 }
 """Flags that would contradict a setting."""
+
+DEFAULT_BLOCK_TOKENS = {"cuda": 16, "cpu": 128}
+"""vLLM's --block-size by device."""
 
 KERNEL_BITS = (4, 8)
 """Widths of packed weights that vLLM has kernels for."""
@@ -110,6 +114,18 @@ class ServeSettings:
             return self.python
         own = Path(".venv-vllm") / "bin" / "python"
         return str(own) if own.is_file() else sys.executable
+
+    @property
+    def block_tokens(self) -> int:
+        """Tokens of a block of the prefix cache, of which servers keep whole ones: --block-size, or vLLM's default."""
+        for flag, following in itertools.zip_longest(self.flags, self.flags[1:], fillvalue=""):
+            name, _, value = flag.partition("=")
+            if name == "--block-size":
+                text = value or following
+                if not text.isdecimal() or int(text) < 1:
+                    raise ConfigError(f"[serve] flags: --block-size must be a whole number of at least 1, got {text!r}")
+                return int(text)
+        return DEFAULT_BLOCK_TOKENS[self.device]
 
     def urls(self) -> dict[str, list[str]]:
         """Base addresses of the servers of each precision, as ``urls`` of the backend has them."""
