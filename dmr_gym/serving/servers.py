@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
@@ -230,6 +232,19 @@ class Servers:
             "bits, at the speed of those"
         )
         return str(dequantized_copy(folder, self._folder / "dequantized"))
+
+
+def on_free_ports(settings: ServeSettings) -> ServeSettings:
+    """The same servers on ports of 127.0.0.1 that are free now, for tests and benchmarks.
+
+    On a CPU each gets a core of those that this process may use, in turn.
+    """
+    ports = {name: [free_port() for _ in given] for name, given in settings.ports.items()}
+    settings = replace(settings, host="127.0.0.1", ports=ports)
+    if settings.device != "cpu" or not hasattr(os, "sched_getaffinity"):
+        return settings
+    cores = itertools.cycle(sorted(os.sched_getaffinity(0)))
+    return replace(settings, cores={name: [str(next(cores)) for _ in given] for name, given in ports.items()})
 
 
 def free_port() -> int:
