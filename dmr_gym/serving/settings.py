@@ -118,14 +118,15 @@ class ServeSettings:
     @property
     def block_tokens(self) -> int:
         """Tokens of a block of the prefix cache, of which servers keep whole ones: --block-size, or vLLM's default."""
-        for flag, following in itertools.zip_longest(self.flags, self.flags[1:], fillvalue=""):
+        size = DEFAULT_BLOCK_TOKENS[self.device]
+        for flag, following in itertools.pairwise((*self.flags, "")):
             name, _, value = flag.partition("=")
-            if name == "--block-size":
+            if name.replace("_", "-") == "--block-size":  # vLLM takes either, and the last that is given
                 text = value or following
                 if not text.isdecimal() or int(text) < 1:
                     raise ConfigError(f"[serve] flags: --block-size must be a whole number of at least 1, got {text!r}")
-                return int(text)
-        return DEFAULT_BLOCK_TOKENS[self.device]
+                size = int(text)
+        return size
 
     def urls(self) -> dict[str, list[str]]:
         """Base addresses of the servers of each precision, as ``urls`` of the backend has them."""
