@@ -164,8 +164,8 @@ def test_steps_that_are_forced_are_no_decisions(recipe, tmp_path):
 
 def _served(serve, folder: Path, flags: str = "[]") -> tuple[list[str], list[FakeServer]]:
     """Options for the toy world behind two stand-ins of vLLM, with [serve] that has these flags; and the two."""
-    sign = re.compile(r"(left|right)\.\n>$")
-    servers = [serve(name, lambda prompt, seed: f"go {sign.search(prompt)[1]}") for name in ("low", "high")]
+    signs = re.compile("left|right")  # the last one in the prompt, where it has any
+    servers = [serve(name, lambda text, seed: f"go {['left', *signs.findall(text)][-1]}") for name in ("low", "high")]
     urls = ", ".join(f'{server.model} = ["{server.url}"]' for server in servers)
     config = folder / "served.toml"
     config.write_text(

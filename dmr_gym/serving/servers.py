@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 
 from dmr_gym.errors import BackendError, ConfigError, MissingDependency
-from dmr_gym.serving.settings import KERNEL_BITS, ServeSettings, check_interpreter, packed_bits
+from dmr_gym.serving.settings import ServeSettings, check_interpreter, has_kernel, packed_bits
 
 GUARD = Path(__file__).with_name("guard.py")
 TAIL_LINES = 25
@@ -223,12 +223,12 @@ class Servers:
 
         folder = resolve_checkpoint(model).absolute()
         bits = packed_bits(folder)
-        if bits is None or bits in KERNEL_BITS:
+        if bits is None or has_kernel(bits, self.settings.device):
             return str(folder)
         from dmr_gym.serving.dequantized import dequantized_copy
 
         self._say(
-            f"{name}: vLLM has no kernel for {bits}-bit weights; {model} is served with its weights unpacked to 16 "
+            f"{name}: vLLM has no kernel for {bits}-bit weights on this machine; {model} is served with its weights unpacked to 16 "
             "bits, at the speed of those"
         )
         return str(dequantized_copy(folder, self._folder / "dequantized"))

