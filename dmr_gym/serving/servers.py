@@ -228,8 +228,8 @@ class Servers:
         from dmr_gym.serving.dequantized import dequantized_copy
 
         self._say(
-            f"{name}: vLLM has no kernel for {bits}-bit weights on this machine; {model} is served with its weights unpacked to 16 "
-            "bits, at the speed of those"
+            f"{name}: vLLM has no kernel for {bits}-bit weights here; {model} is served with its weights unpacked to "
+            "16 bits, at the speed of those"
         )
         return str(dequantized_copy(folder, self._folder / "dequantized"))
 
