@@ -17,7 +17,6 @@ answers are found there. ``--tasks`` and ``--budget`` may then be others; trees 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import time
 from collections.abc import Sequence
@@ -31,7 +30,7 @@ from dmr_gym.command_line import add_env_options, chosen_env, first_tasks, recip
 from dmr_gym.config import EnvConfig
 from dmr_gym.errors import ConfigError
 from dmr_gym.parts import Parts, build_parts
-from dmr_gym.runs import provenance, write_json
+from dmr_gym.runs import provenance, task_file_stem, write_json
 from dmr_gym.training import claim_folder, stop_on_signal
 from dmr_gym.tree.build import STATES_AT_ONCE, grow_trees
 from dmr_gym.tree.graph import INDEX_FILE, RoutingTree, load_trees, read_settings
@@ -89,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = args.out / args.panel
     settings = tree_settings(env_id, config, parts, args)
     claim_folder(folder, settings, resume=True, free=LIMITS)
-    paths = {task_id: folder / "trees" / file_name(task_id) for task_id in task_ids}
+    paths = {task_id: folder / "trees" / f"{task_file_stem(task_id)}.safetensors" for task_id in task_ids}
     missing = [task_id for task_id, path in paths.items() if not is_done(path, settings)]
 
     with stop_on_signal("batch", "the same command") as stop:
@@ -126,11 +125,6 @@ def tree_settings(env_id: str, config: EnvConfig, parts: Parts, args: argparse.N
     }
     plain: dict[str, Any] = json.loads(json.dumps(settings))
     return plain
-
-
-def file_name(task_id: str) -> str:
-    """Of a task's tree; task ids of official games are long paths."""
-    return f"{hashlib.sha256(task_id.encode()).hexdigest()[:20]}.safetensors"
 
 
 def is_done(path: Path, settings: dict[str, Any]) -> bool:

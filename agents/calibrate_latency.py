@@ -8,16 +8,20 @@ not count (Eq. 11). The same calls give the coefficients of the kind "prefill-de
 How this differs from the paper:
 
 1. All numbers have 95 % intervals: sessions, one a task, are drawn with replacement.
-2. The episodes go in step: their calls are issued together, and the next ones wait for the slowest. A backend in this
-   process computes them as one batch, whose time is that of each: prefill and decoding can then hardly be told apart
-   (a small R²), which ``--num-envs 1`` mends.
-3. A decision takes what its session waits for: the sentence encoder on the rows that came, and the router on the batch.
+2. On servers each episode goes at its own pace, as there. A backend in this process computes the calls of all episodes
+   as one batch, whose time is that of each: prefill and decoding can then hardly be told apart (a small R²), which
+   ``--num-envs 1`` mends.
+3. A decision takes what its session waits for, all episodes in step: the sentence encoder on the rows that came, and
+   the router on the batch.
 4. A precision that no kernel runs can be projected: ``--project w3=w4-awq`` divides by 1.15, as the paper does (A.3).
    Where it is measured all the same, the profile says that its weights were unpacked to 16 bits ("dequantized").
 
     python agents/calibrate_latency.py --out runs/latency --tasks 16
     python agents/calibrate_latency.py --out runs/latency-4b --config configs/paper/alfworld-4b-awq-w4.toml \
         --hardware "one A6000"
+
+``--switches`` adds what the paper leaves out: the same calls with a cold and with a warm prefix, beside what the fit
+says of them. Servers are measured with a prefix cache that begins cold (``cache_salt``).
 
 ``--out`` then holds profile.toml, which an environment takes by its path: ``latency = {profile = PATH}``. The same
 command goes on with the sessions that are missing.
@@ -26,9 +30,9 @@ command goes on with the sessions that are missing.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import platform
+import secrets
 import shlex
 import sys
 import time
@@ -39,6 +43,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from dmr_gym.backends import make_backend, with_world
 from dmr_gym.backends.kernels import DEQUANTIZED, dequantized_copies
@@ -54,18 +59,21 @@ from dmr_gym.command_line import (
     run,
     settings_of,
 )
-from dmr_gym.config import EnvConfig, to_toml
+from dmr_gym.config import EnvConfig, read_toml, to_toml
 from dmr_gym.deployment import BUDGETS, forcing
 from dmr_gym.encoders import make_encoder
 from dmr_gym.episode import priced_call
 from dmr_gym.errors import ConfigError
-from dmr_gym.latency import W3_SPEEDUP, Profile, break_even_tokens
+from dmr_gym.latency import W3_SPEEDUP, Profile, break_even_tokens, make_latency_model
 from dmr_gym.latency.prefix_cache import prompt_text
 from dmr_gym.latency_sessions import PREFILL_DECODE, Session, TimedBackend, TimedEncoder, TimedPolicy, estimate
+from dmr_gym.latency_switches import TimedSwitch, switch_costs, switch_table, time_switches
 from dmr_gym.policies import EpisodeKey, FixedPrecision, Policy, RouterPolicy
 from dmr_gym.rollout import Trajectory, rollout
 from dmr_gym.router import PrecisionRouter
-from dmr_gym.runs import provenance, write_atomically, write_json
+from dmr_gym.runs import provenance, task_file_stem, write_atomically, write_json
+from dmr_gym.serving.settings import DEFAULT_BLOCK_TOKENS, read_serve_settings
+from dmr_gym.tables import write_tables
 from dmr_gym.training import claim_folder, stop_on_signal
 from dmr_gym.types import Backend
 
@@ -87,6 +95,14 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="count processor time in place of wall clock, for models in this process on a busy machine",
     )
+    add(
+        "--block-tokens",
+        type=int,
+        metavar="N",
+        help="tokens of a block of the servers' prefix cache (default: --block-size among the flags of [serve] in "
+        "--config, where there are such servers, else 16; 1 for models in this process)",
+    )
+    add("--switches", action="store_true", help="time switches of precision on servers; with --num-envs 1")
     add("--force-high", nargs="*", default=[], metavar="TYPE", help="types of steps that no router decides (none)")
     add("--resamples", type=int, default=2000, metavar="N", help="bootstrap resamples (default: %(default)s)")
     add("--seed", type=int, default=0, help="of the router's weights and draws (default: %(default)s)")
@@ -95,9 +111,14 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add_router_options(parser)
     parser.set_defaults(num_envs=16)
     args = parser.parse_args(argv)
-    for name in ("resamples", "num_envs"):
-        if getattr(args, name) < 1:
-            raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
+    for name in ("resamples", "num_envs", "block_tokens"):
+        if (value := getattr(args, name)) is not None and value < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    if args.switches and args.num_envs != 1:
+        raise ConfigError(
+            f"--switches times single calls, which the fit of calls under load says nothing of: --num-envs 1, got "
+            f"{args.num_envs}"
+        )
     if args.cache_dir is not None:
         raise ConfigError("--cache-dir has no place here: a completion that is found takes no time to measure")
     return args
@@ -109,7 +130,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     env_id, config = chosen_env(args)
     projected = read_projections(args.project, config.precisions)
     measured = [name for name in config.precisions if name not in projected]
-    backend = make_backend(with_world(config.backend, config.task), config.precisions)
+    backend = connect(config)
+    if args.switches and config.backend.get("kind") != "vllm":
+        raise ConfigError("--switches times servers (backend kind vllm), whose prefix caches can begin empty")
     if args.processor_time:
         if config.backend.get("kind") not in ("embedded", "local"):
             raise ConfigError("--processor-time counts what this process computes: servers need the wall clock")
@@ -117,14 +140,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = settings_of(args)
     described = asdict(replace(config, cache_dir=None))
     models = {name: backend.digest(name) for name in measured}
-    free = ("out", "config", "tasks", "resamples", "hardware", "project")
+    free = ("out", "config", "tasks", "resamples", "hardware", "project", "block_tokens", "switches")
     claim_folder(args.out, settings | {"env": described, "models": models}, True, free)
 
     sessions = {name: play_alone(backend, config, name, args) for name in measured}
     routed = play_routed(backend, config, args)
-    # vLLM's cache has blocks; a backend in this process keeps every token.
-    block_tokens = 16 if config.backend.get("kind") == "vllm" else 1
-    found = estimate(sessions, routed, projected, block_tokens=block_tokens, resamples=args.resamples, seed=args.seed)
+    options = {"block_tokens": block_tokens(args, config), "resamples": args.resamples, "seed": args.seed}
+    found = estimate(sessions, routed, projected, **options)
+    switched = time_all_switches(backend, config, measured, args) if args.switches else {}
     made = provenance()
     profile = Profile(
         date=time.strftime("%Y-%m-%d", time.gmtime()),
@@ -149,6 +172,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     path = args.out / "profile.toml"
     write_atomically(path, lambda part: part.write_text(HEADER + to_toml(profile), encoding="utf-8"))
     show(profile, config.precisions)
+    if switched:
+        model = make_latency_model({"kind": "prefill-decode", **found.kinds["prefill-decode"]}, config.precisions)
+        costs = {n: switch_costs(s, n, model, args.resamples, args.seed) for n, s in switched.items()}
+        table = switch_table(costs)
+        table.show()
+        print(f"wrote {write_tables(args.out, [table])}")
     print(f"wrote {path}; an environment takes it with --set 'latency={{profile = \"{path}\"}}'")
 
 
@@ -166,6 +195,24 @@ def read_projections(pairs: Sequence[str], precisions: Sequence[str]) -> dict[st
                 f"got {name}={source}; --set precisions adds one"
             )
     return projected
+
+
+def connect(config: EnvConfig) -> Backend:
+    """The backend; servers begin with a prefix cache of its own, whatever they were asked before."""
+    settings = with_world(config.backend, config.task)
+    if config.backend.get("kind") == "vllm":
+        settings = {**settings, "cache_salt": secrets.token_hex(8)}
+    return make_backend(settings, config.precisions)
+
+
+def block_tokens(args: argparse.Namespace, config: EnvConfig) -> int:
+    """Tokens of a block of the prefix cache; a backend in this process keeps every token."""
+    if args.block_tokens is not None:
+        return args.block_tokens
+    if config.backend.get("kind") != "vllm":
+        return 1
+    served = args.config is not None and "serve" in read_toml(args.config)
+    return read_serve_settings(args.config).block_tokens if served else DEFAULT_BLOCK_TOKENS["cuda"]
 
 
 def play_alone(backend: Backend, config: EnvConfig, name: str, args: argparse.Namespace) -> list[Session]:
@@ -189,7 +236,8 @@ def play_routed(backend: Backend, config: EnvConfig, args: argparse.Namespace) -
     encoder.take()
     routed = RouterPolicy(router, mode="sample", seed=args.seed)
     policy = TimedPolicy(forcing(routed, len(config.precisions) - 1, args.force_high), encoder, clock)
-    return play(backend, config, policy, encoder, ROUTER, args)
+    # All episodes wait for the batch, and so for the encoding of all rows that came.
+    return play(TimedBackend(backend, clock), config, policy, encoder, ROUTER, args)
 
 
 def play(
@@ -198,7 +246,8 @@ def play(
     """Play the tasks that have no session yet, and return the sessions of all; a file each."""
     free = {"ms_per_token": dict.fromkeys(config.precisions, 0.0), "router_ms": 0.0}
     envs = make_envs(config, args.panel, args.num_envs, backend=backend, encoder=encoder, latency=free, cache_dir=None)
-    paths = {task: session_path(args.out / "sessions" / stage, task) for task in first_tasks(envs, args.tasks)}
+    folder = args.out / "sessions" / stage
+    paths = {task: folder / f"{task_file_stem(task)}.json" for task in first_tasks(envs, args.tasks)}
     missing = [task for task, path in paths.items() if not path.is_file()]
     with stop_on_signal("session", "the same command") as stop:
 
@@ -216,9 +265,26 @@ def play(
     return [Session(**json.loads(path.read_text(encoding="utf-8"))) for path in paths.values()]
 
 
-def session_path(folder: Path, task_id: str) -> Path:
-    """Where a session is kept; task ids of official games are long paths."""
-    return folder / f"{hashlib.sha256(task_id.encode()).hexdigest()[:20]}.json"
+def time_all_switches(
+    backend: Backend, config: EnvConfig, names: Sequence[str], args: argparse.Namespace
+) -> dict[str, list[list[TimedSwitch]]]:
+    """Time switches to each precision along episodes of the highest one; a file an episode, as far as missing."""
+    encoder = {"kind": "hash", "dim": 8}
+    envs = make_envs(config, args.panel, 1, backend=backend, encoder=encoder, cache_dir=None)
+    high = FixedPrecision(len(config.precisions) - 1)
+    found: dict[str, list[list[TimedSwitch]]] = {name: [] for name in names}
+    with stop_on_signal("session", "the same command") as stop:
+        for task in tqdm(first_tasks(envs, args.tasks), desc="switches", unit="episode"):
+            path = args.out / "switches" / f"{task_file_stem(task)}.json"
+            if not path.is_file():
+                [episode] = rollout(envs, high, [task], keep_turns=True)
+                write_json(path, {n: time_switches(lambda: connect(config), episode.turns, n) for n in names})
+                stop.leave(f"the switches of {task}")
+            timed = json.loads(path.read_text(encoding="utf-8"))
+            for name in names:
+                found[name].append([TimedSwitch(*one) for one in timed[name]])
+    envs.close()
+    return found
 
 
 def describe_hardware(words: str) -> dict[str, Any]:

@@ -24,7 +24,6 @@ it was stopped or killed, with the same options, it goes on with the episodes th
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -42,7 +41,7 @@ from dmr_gym.kl_figures import draw_kls
 from dmr_gym.kl_training import Labelling, label_dataset, labelling_lines
 from dmr_gym.policies import FixedPrecision
 from dmr_gym.rollout import Trajectory, rollout
-from dmr_gym.runs import file_digest, provenance, write_atomically, write_json
+from dmr_gym.runs import file_digest, provenance, task_file_stem, write_atomically, write_json
 from dmr_gym.training import claim_folder, stop_on_signal
 
 
@@ -98,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     # The same command goes on with what is there, so there is no --resume.
     claim_folder(args.out, settings, resume=True)
-    paths = {task_id: _episode_path(args.out, task_id) for task_id in task_ids}
+    paths = {task_id: args.out / "episodes" / f"{task_file_stem(task_id)}.safetensors" for task_id in task_ids}
     missing = [task_id for task_id, path in paths.items() if not _is_done(path, settings)]
 
     with stop_on_signal("episode", "the same command") as stop:
@@ -153,11 +152,6 @@ def summarize(dataset: KLDataset, labelling: Labelling) -> dict[str, Any]:
         "kl_all_mean": dataset.kl_all.mean(axis=0).tolist(),
         "labelling": asdict(labelling),
     }
-
-
-def _episode_path(out: Path, task_id: str) -> Path:
-    # Task ids of official games are long paths.
-    return out / "episodes" / f"{hashlib.sha256(task_id.encode()).hexdigest()[:20]}.safetensors"
 
 
 def _is_done(path: Path, settings: dict[str, Any]) -> bool:

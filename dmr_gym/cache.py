@@ -10,13 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, TypeVar
 
 import numpy as np
 
-from dmr_gym.backends.streaming import StreamingBackend
+from dmr_gym.backends.streaming import BatchStream, Stream, StreamingBackend, generate_each
 from dmr_gym.errors import CacheError
 from dmr_gym.store import CompletionCache
 from dmr_gym.types import (
@@ -116,41 +116,17 @@ class CachedBackend(_Cached):
             CacheError: the store cannot be read or written.
         """
         if isinstance(self.backend, StreamingBackend):  # what came before an error is kept
-            found = dict(answer for group in self.generate_each(requests) for answer in group)
+            found = dict(answer for group in generate_each(self, requests) for answer in group)
             return [found[i] for i in range(len(requests))]
-        keys = [self._completion_key(request) for request in requests]
+        keys = [self.completion_key(request) for request in requests]
         values, computed = self._look_up(keys, requests, self.backend.generate, _pack_completion)
         return [_unpack_completion(value, i not in computed) for i, value in enumerate(values)]
 
-    def generate_each(self, requests: Sequence[Request]) -> Iterator[list[tuple[int, Completion]]]:
-        """Complete every prompt as `generate` does, and yield answers with the indices of their requests as they come.
-
-        Found ones come first. A backend that has all its answers at once makes one group of all.
-        """
-        if not isinstance(self.backend, StreamingBackend):
-            yield list(enumerate(self.generate(requests)))
-            return
-        keys = [self._completion_key(request) for request in requests]
-        found = self.store.get_many(keys)
-        waiting: dict[bytes, list[int]] = {}
-        for i, key in enumerate(keys):
-            if key not in found:
-                waiting.setdefault(key, []).append(i)
-        present = [(i, _unpack_completion(found[key], True)) for i, key in enumerate(keys) if key in found]
-        self.hits += len(present)
-        if present:
-            yield present
-        missing = list(waiting)
-        if not missing:
-            return
-        for group in self.backend.generate_each([requests[waiting[key][0]] for key in missing]):
-            fresh = {missing[j]: _pack_completion(completion) for j, completion in group}
-            stored = self.store.put_many(fresh)
-            computed = {waiting[key][0] for key in fresh if stored[key] == fresh[key]}
-            answers = [(i, _unpack_completion(stored[key], i not in computed)) for key in fresh for i in waiting[key]]
-            self.misses += len(computed)
-            self.hits += len(answers) - len(computed)
-            yield answers
+    def stream(self) -> Stream:
+        """Open a stream of answers, found ones first; a backend that has all its answers at once makes batches."""
+        if isinstance(self.backend, StreamingBackend):
+            return _CachedStream(self, self.backend.stream())
+        return BatchStream(self)
 
     def token_distributions(self, requests: Sequence[DistributionRequest]) -> list[TokenDistributions]:
         """Score completions: those with a ``top_k`` from the store where possible, whole vocabularies always anew.
@@ -175,12 +151,61 @@ class CachedBackend(_Cached):
         stored = iter(values)
         return [answers[i] if i in answers else _unpack_distributions(next(stored)) for i in range(len(requests))]
 
-    def _completion_key(self, request: Request) -> bytes:
+    def completion_key(self, request: Request) -> bytes:
+        """Under which the store keeps the answer of a request."""
         s = request.sampling
         # Nothing is drawn in greedy decoding, so seed, nucleus and sample index cannot tell two calls apart.
         draw = [s.temperature, s.top_p, s.seed, request.sample_index] if s.temperature > 0 else []
         digest = self.digest(request.precision)
         return _key("completion", digest, request.precision, _plain(request.prompt), [s.max_tokens, s.stop], draw)
+
+
+class _CachedStream:
+    """The stream of a `CachedBackend` around one that streams; equal requests under way are computed once."""
+
+    def __init__(self, cached: CachedBackend, inner: Stream) -> None:
+        self._cached, self._inner = cached, inner
+        self._found: list[tuple[int, Completion]] = []
+        self._keys: dict[int, bytes] = {}  # of the requests that are computed
+        self._waiting: dict[bytes, list[int]] = {}  # who gets the answer; the first is the one that is computed
+
+    def send(self, requests: Mapping[int, Request]) -> None:
+        """Look up, and ask for the rest; see `Stream.send`."""
+        keys = {i: self._cached.completion_key(request) for i, request in requests.items()}
+        found = self._cached.store.get_many(list(keys.values()))
+        for i, key in keys.items():
+            if key in found:
+                self._found.append((i, _unpack_completion(found[key], True)))
+                self._cached.hits += 1
+            elif key in self._waiting:
+                self._waiting[key].append(i)
+            else:
+                self._keys[i], self._waiting[key] = key, [i]
+        missing = {i: request for i, request in requests.items() if i in self._keys}
+        if missing:
+            self._inner.send(missing)
+
+    def receive(self) -> list[tuple[int, Completion]]:
+        """Hand out what was found, else what is computed next; see `Stream.receive`."""
+        if self._found:
+            found, self._found = self._found, []
+            return found
+        fresh = {self._keys.pop(i): _pack_completion(completion) for i, completion in self._inner.receive()}
+        stored = self._cached.store.put_many(fresh)
+        answers = []
+        for key, packed in fresh.items():
+            first, *others = self._waiting.pop(key)
+            is_ours = stored[key] == packed
+            answers += [(first, _unpack_completion(stored[key], not is_ours))]
+            answers += [(i, _unpack_completion(stored[key], True)) for i in others]
+            self._cached.misses += is_ours
+            self._cached.hits += len(others) + (not is_ours)
+        return answers
+
+    def close(self) -> None:
+        """Give up what is under way."""
+        self._found, self._keys, self._waiting = [], {}, {}
+        self._inner.close()
 
 
 class CachedEncoder(_Cached):

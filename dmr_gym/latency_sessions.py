@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dmr_gym.latency import W3_SPEEDUP, fit_prefill_decode, pooled_ms_per_token, pooled_router_ms
+from dmr_gym.latency.models import CachedPrefixCost
 from dmr_gym.latency.prefix_cache import common_prefix
 from dmr_gym.metrics import bootstrap_ratio
 from dmr_gym.policies import Decisions, EpisodeKey, Policy
@@ -23,6 +24,7 @@ from dmr_gym.types import (
     DistributionRequest,
     Encoder,
     FloatArray,
+    LLMCall,
     Request,
     SamplingParams,
     TokenDistributions,
@@ -86,7 +88,7 @@ class TimedEncoder:
 
 
 class TimedBackend:
-    """A backend in this process whose answers carry the seconds of another clock, such as processor time.
+    """A backend whose answers carry the seconds of another clock, such as processor time, and come all at once.
 
     All requests of a precision wait for each other, and what loads at the first of them is not counted.
 
@@ -192,12 +194,13 @@ def estimate(
     fitted_ci: dict[str, dict[str, list[float]]] = {name: {} for name in PREFILL_DECODE}
     quality: dict[str, dict[str, float]] = {}
     head = warm_tokens(next(iter(sessions.values())))
+    servers = CachedPrefixCost({}, block_tokens=block_tokens, warm_tokens=head)
     for name, played in sessions.items():
         calls = [np.array(session.calls, dtype=np.float64) for session in played]  # (N, 4) each
         elapsed, tokens = [float(c[:, 0].sum()) for c in calls], [int(c[:, 3].sum()) for c in calls]
         linear[name] = round(pooled_ms_per_token(elapsed, tokens), _DIGITS)
         linear_ci[name] = _ratio_interval(elapsed, tokens, resamples, seed)
-        fit, intervals = fit_prefill_decode([_computed(c, head, block_tokens) for c in calls], resamples, seed)
+        fit, intervals = fit_prefill_decode([_computed(c, servers) for c in calls], resamples, seed)
         for kind in PREFILL_DECODE:
             fitted[kind][name] = round(getattr(fit, kind), _DIGITS)
             fitted_ci[kind][name] = [round(end, _DIGITS) for end in intervals[kind]]
@@ -231,11 +234,11 @@ def warm_tokens(sessions: Sequence[Session]) -> int:
     return min(int(tokens * chars // max(len(text), 1)) for (text, tokens), chars in zip(firsts, longest, strict=True))
 
 
-def _computed(calls: NDArray[np.float64], head: int, block_tokens: int) -> NDArray[np.float64]:
+def _computed(calls: NDArray[np.float64], servers: CachedPrefixCost) -> NDArray[np.float64]:
     """Calls (N, 4) as `fit_prefill_decode` takes them (N, 3): seconds, prompt tokens computed, tokens generated."""
-    seconds, prompt, cached, completion = calls.T
-    known = np.minimum(np.maximum(cached, head), prompt - 1) // block_tokens * block_tokens
-    return np.column_stack([seconds, prompt - known, completion])
+    counts = calls[:, 1:].astype(np.int64).tolist()
+    known = [servers.cached_tokens(LLMCall("", prompt, new, cached_tokens=cached)) for prompt, cached, new in counts]
+    return np.column_stack([calls[:, 0], calls[:, 1] - known, calls[:, 3]])
 
 
 def _ratio_interval(seconds: Sequence[float], counts: Sequence[int], resamples: int, seed: int) -> list[float]:

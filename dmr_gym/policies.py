@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -82,6 +82,27 @@ class Policy(Protocol):
         ...
 
 
+@runtime_checkable
+class SlotPolicy(Policy, Protocol):
+    """A policy that decides for some of the B episodes, so that each may go at its own pace.
+
+    What it decides for one must not depend on which others are decided beside it.
+    """
+
+    def act_in(self, slots: Sequence[int], observations: FloatArray, infos: Mapping[str, Any]) -> Decisions:
+        """Decide for n of the sub-environments.
+
+        Args:
+            slots: which ones.
+            observations: (n, L, D) float32, theirs.
+            infos: arrays over all B.
+
+        Returns:
+            n decisions.
+        """
+        ...
+
+
 class FixedPrecision:
     """Always the same precision: the single-precision baselines.
 
@@ -97,7 +118,11 @@ class FixedPrecision:
 
     def act(self, observations: FloatArray, infos: Mapping[str, Any]) -> Decisions:
         """Decide; see `Policy.act`."""
-        return Decisions.without_router(np.full(len(observations), self.index, dtype=np.int64))
+        return self.act_in(range(len(observations)), observations, infos)
+
+    def act_in(self, slots: Sequence[int], observations: FloatArray, infos: Mapping[str, Any]) -> Decisions:
+        """Decide; see `SlotPolicy.act_in`."""
+        return Decisions.without_router(np.full(len(slots), self.index, dtype=np.int64))
 
 
 class _Drawing:
@@ -111,8 +136,8 @@ class _Drawing:
         for slot, episode in zip(slots, episodes, strict=True):
             self._generators[slot] = episode.generator(self._seed)
 
-    def uniform(self, size: int) -> NDArray[np.float64]:
-        return np.array([self._generators[slot].random() for slot in range(size)])
+    def uniform(self, slots: Sequence[int]) -> NDArray[np.float64]:
+        return np.array([self._generators[slot].random() for slot in slots])
 
 
 class RandomPolicy:
@@ -147,7 +172,11 @@ class RandomPolicy:
 
     def act(self, observations: FloatArray, infos: Mapping[str, Any]) -> Decisions:
         """Decide; see `Policy.act`."""
-        below_top = np.searchsorted(self._edges, self._draws.uniform(len(observations)), side="right")
+        return self.act_in(range(len(observations)), observations, infos)
+
+    def act_in(self, slots: Sequence[int], observations: FloatArray, infos: Mapping[str, Any]) -> Decisions:
+        """Decide; see `SlotPolicy.act_in`."""
+        below_top = np.searchsorted(self._edges, self._draws.uniform(slots), side="right")
         actions = (len(self._edges) - 1 - below_top).astype(np.int64)
         return Decisions.without_router(actions, np.log(self.shares[actions]).astype(np.float32))
 
@@ -208,7 +237,7 @@ class RouterPolicy:
         probabilities = self._probabilities(observations)  # (B, P)
         if self.mode == "sample":
             edges = probabilities.cumsum(axis=1)
-            draws = self._draws.uniform(len(probabilities)) * edges[:, -1]
+            draws = self._draws.uniform(range(len(probabilities))) * edges[:, -1]
             actions = (draws[:, None] >= edges[:, :-1]).sum(axis=1)
         elif self.mode == "threshold":
             lower = probabilities[:, :-1].argmax(axis=1)
@@ -228,7 +257,7 @@ class RouterPolicy:
         passes: NDArray[np.bool_] = p_high >= self.tau
         if self.tie_probability < 1.0:
             # Drawn at every step, so that the draws of an episode do not depend on how many of its scores are tied.
-            passes &= (p_high > self.tau) | (self._draws.uniform(len(p_high)) < self.tie_probability)
+            passes &= (p_high > self.tau) | (self._draws.uniform(range(len(p_high))) < self.tie_probability)
         return passes
 
     def _probabilities(self, observations: FloatArray) -> FloatArray:

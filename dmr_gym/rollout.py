@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,8 +23,9 @@ from dmr_gym.episode import Turn
 from dmr_gym.errors import ConfigError
 from dmr_gym.history import valid_mask
 from dmr_gym.metrics import EpisodeResult
-from dmr_gym.policies import Decisions, EpisodeKey, Policy
+from dmr_gym.policies import Decisions, EpisodeKey, Policy, SlotPolicy
 from dmr_gym.types import FloatArray, IntArray, TaskStart
+from dmr_gym.vector import PrecisionRoutingVectorEnv
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -107,9 +109,11 @@ class _Recorder:
         self.rewards: list[float] = []
         self.infos: list[dict[str, Any]] = []
 
-    def add(self, slot: int, decided: Decisions, reward: float, row: FloatArray, infos: Mapping[str, Any]) -> None:
+    def decide(self, decided: Decisions, place: int) -> None:
         fields = (decided.actions, decided.p_high, decided.logprobs, decided.router_called)
-        self.decisions.append(tuple(field[slot] for field in fields))
+        self.decisions.append(tuple(field[place] for field in fields))
+
+    def add(self, slot: int, reward: float, row: FloatArray, infos: Mapping[str, Any]) -> None:
         self.rewards.append(reward)
         self.rows.append(row)
         self.infos.append({name: infos[name][slot] for name in _INFOS})
@@ -161,6 +165,10 @@ def rollout(
 ) -> list[Trajectory]:
     """Play each task, ``repeats`` times, and return the episodes in the order of the tasks, repeats side by side.
 
+    Where servers answer one by one, and the policy is a `SlotPolicy`, each episode goes at its own pace: it asks for
+    its next step while others still wait, so that the servers have as many calls as there are sub-environments. Else
+    all go in step. Episodes are the same either way.
+
     Args:
         envs: with ``autoreset_mode="Disabled"``. A sub-environment for which no task is left plays over what was
             played before, or plays what another plays: its answers are in the cache, and the outcome is dropped.
@@ -211,29 +219,72 @@ class _Rollout:
 
         # A log file gets a line every ten seconds, not a screenful.
         interval = 0.2 if sys.stderr.isatty() else 10.0
-        with tqdm(
-            total=len(self.keys), desc=progress, unit="episode", disable=progress is None, mininterval=interval
-        ) as bar:
-            observations, infos = self._begin(np.ones(self.envs.num_envs, dtype=np.bool_))
-            while len(self.done) < len(self.keys):
-                decided = self.policy.act(observations, infos)
-                observations, rewards, terminated, truncated, infos = self.envs.step(decided.actions)
-                over = np.asarray(terminated | truncated, dtype=np.bool_)
-                self._record(decided, rewards, observations, infos)
-                for trajectory in self._collect(over):
-                    bar.update()
-                    if on_episode is not None:
-                        on_episode(trajectory)
-                if over.any() and len(self.done) < len(self.keys):
-                    observations, fresh = self._begin(over)
-                    for name in infos.keys() & fresh.keys():
-                        infos[name][over] = fresh[name][over]
+        with (
+            tqdm(
+                total=len(self.keys), desc=progress, unit="episode", disable=progress is None, mininterval=interval
+            ) as bar,
+            closing(self._ended()) as ended,
+        ):
+            for trajectory in ended:
+                bar.update()
+                if on_episode is not None:
+                    on_episode(trajectory)
         return [self.done[index] for index in range(len(self.keys))]
 
-    def _begin(self, mask: NDArray[np.bool_]) -> tuple[FloatArray, dict[str, Any]]:
-        """Start the next task, or the last one again, where ``mask`` is True."""
-        slots = np.flatnonzero(mask).tolist()
-        taken = {slot: next(self.queue, None) for slot in slots}
+    def _ended(self) -> Generator[Trajectory, None, None]:
+        """Play, and yield the episodes as they end."""
+        envs, policy = self.envs, self.policy
+        if isinstance(envs, PrecisionRoutingVectorEnv) and envs.is_streaming and isinstance(policy, SlotPolicy):
+            try:
+                yield from self._each_at_its_pace(envs, policy)
+            finally:
+                envs.give_up()
+        else:
+            yield from self._in_step()
+
+    def _in_step(self) -> Iterator[Trajectory]:
+        everyone = range(self.envs.num_envs)
+        observations, infos = self._begin({slot: next(self.queue, None) for slot in everyone})
+        while len(self.done) < len(self.keys):
+            decided = self.policy.act(observations, infos)
+            self._note(everyone, decided)
+            observations, rewards, terminated, truncated, infos = self.envs.step(decided.actions)
+            over = np.asarray(terminated | truncated, dtype=np.bool_)
+            self._record(everyone, rewards, observations, infos)
+            ended = np.flatnonzero(over).tolist()
+            yield from self._collect(ended)
+            if ended and len(self.done) < len(self.keys):
+                observations, fresh = self._begin({slot: next(self.queue, None) for slot in ended})
+                for name in infos.keys() & fresh.keys():
+                    infos[name][over] = fresh[name][over]
+
+    def _each_at_its_pace(self, envs: PrecisionRoutingVectorEnv, policy: SlotPolicy) -> Iterator[Trajectory]:
+        slots = list(range(min(envs.num_envs, len(self.keys))))
+        observations, infos = self._begin({slot: next(self.queue) for slot in slots})
+        observations, ended = observations[slots], list[Trajectory]()
+        while len(self.done) < len(self.keys):
+            if slots:
+                decided = policy.act_in(slots, observations, infos)
+                self._note(slots, decided)
+                envs.send(slots, decided.actions)
+            yield from ended  # what is done with them takes no time from the servers
+            slots, observations, rewards, over, infos = envs.receive()
+            self._record(slots, rewards, observations, infos)
+            ended = self._collect([slot for slot, is_over in zip(slots, over, strict=True) if is_over])
+            fresh = {slot: item for slot in slots if self.playing[slot] is None and (item := next(self.queue, None))}
+            if fresh:
+                begun, new_infos = self._begin(fresh)
+                observations[[slots.index(slot) for slot in fresh]] = begun[list(fresh)]
+                for name in infos.keys() & new_infos.keys():
+                    infos[name][list(fresh)] = new_infos[name][list(fresh)]
+            going = [place for place, slot in enumerate(slots) if self.playing[slot] is not None]
+            slots, observations = [slots[place] for place in going], observations[going]
+        yield from ended
+
+    def _begin(self, taken: Mapping[int, tuple[int, EpisodeKey] | None]) -> tuple[FloatArray, dict[str, Any]]:
+        """Start a task in each of these slots, or for None the one that was played there last again."""
+        slots, mask = list(taken), np.zeros(self.envs.num_envs, dtype=np.bool_)
+        mask[slots] = True
         for slot, item in taken.items():
             self.started[slot] = item[1] if item is not None else self.started[slot]
         options = {
@@ -242,24 +293,29 @@ class _Rollout:
             "sample_index": [key.repeat for key in self.started],
         }
         observations, infos = self.envs.reset(options=options)
-        rows = _newest_rows(observations)
-        for slot, item in taken.items():
-            self.playing[slot] = None if item is None else _Recorder(*item, rows[slot])
+        rows = _newest_rows(observations[slots])
+        for row, (slot, item) in zip(rows, taken.items(), strict=True):
+            self.playing[slot] = None if item is None else _Recorder(*item, row)
         self.policy.reset(slots, [self.started[slot] for slot in slots], self.envs.num_envs)
         return observations, infos
 
-    def _record(self, decided: Decisions, rewards: Any, observations: FloatArray, infos: Mapping[str, Any]) -> None:
-        rows = _newest_rows(observations)
-        for slot, recorder in enumerate(self.playing):
-            if recorder is not None:
-                recorder.add(slot, decided, float(rewards[slot]), rows[slot], infos)
+    def _note(self, slots: Sequence[int], decided: Decisions) -> None:
+        for place, slot in enumerate(slots):
+            if (recorder := self.playing[slot]) is not None:
+                recorder.decide(decided, place)
 
-    def _collect(self, over: NDArray[np.bool_]) -> list[Trajectory]:
-        """Take the episodes that have ended."""
+    def _record(self, slots: Sequence[int], rewards: Any, observations: FloatArray, infos: Mapping[str, Any]) -> None:
+        rows = _newest_rows(observations)
+        for place, slot in enumerate(slots):
+            if (recorder := self.playing[slot]) is not None:
+                recorder.add(slot, float(rewards[place]), rows[place], infos)
+
+    def _collect(self, slots: Sequence[int]) -> list[Trajectory]:
+        """Take the episodes that have ended in these slots."""
         ended = []
         unwrapped: Any = self.envs.unwrapped
-        kept = list(zip(unwrapped.turns, unwrapped.starts, strict=True)) if self.keep_turns and over.any() else None
-        for slot in np.flatnonzero(over).tolist():
+        kept = list(zip(unwrapped.turns, unwrapped.starts, strict=True)) if self.keep_turns and slots else None
+        for slot in slots:
             recorder, self.playing[slot] = self.playing[slot], None
             if recorder is not None:
                 trajectory = recorder.trajectory(*(kept[slot] if kept is not None else ((), None)))

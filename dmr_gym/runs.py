@@ -60,6 +60,11 @@ def content_address(data: Any) -> str:
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:32]
 
 
+def task_file_stem(task_id: str) -> str:
+    """A name for the files of a task, 20 hexadecimal digits: ids of official games are long paths."""
+    return hashlib.sha256(task_id.encode()).hexdigest()[:20]
+
+
 def file_digest(path: Path) -> str:
     """Return the SHA-256 of a file, 64 hexadecimal digits."""
     with path.open("rb") as file:

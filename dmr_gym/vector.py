@@ -13,7 +13,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from dmr_gym.backends.streaming import generate_each
+from dmr_gym.backends.streaming import Stream, generate_each, is_streaming, open_stream
 from dmr_gym.config import EnvConfig, check_count, unknown_name
 from dmr_gym.episode import EpisodeState, Turn, choose_start
 from dmr_gym.errors import ConfigError
@@ -63,6 +63,8 @@ class PrecisionRoutingVectorEnv(VectorEnv[FloatArray, NDArray[np.int64], NDArray
         self.autoreset_mode = _autoreset_mode(autoreset_mode)
         self.metadata = {"render_modes": ["ansi", "rgb_array"], "render_fps": 2, "autoreset_mode": self.autoreset_mode}
         self._parts = parts
+        self._stream: Stream | None = None
+        self._under_way: dict[int, Request] = {}
         self._rngs: list[tuple[np.random.Generator, int] | None] = [None] * num_envs
         self.single_observation_space, self.single_action_space = routing_spaces(parts.rules)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
@@ -77,6 +79,11 @@ class PrecisionRoutingVectorEnv(VectorEnv[FloatArray, NDArray[np.int64], NDArray
     def task_ids(self) -> Sequence[str]:
         """Ids of the panel, for ``reset(options={"task_id": ...})``."""
         return self._parts.task_ids
+
+    @property
+    def is_streaming(self) -> bool:
+        """Whether answers come one by one, so that `send` and `receive` gain something over `step`."""
+        return is_streaming(self._parts.backend)
 
     @property
     def backend(self) -> Backend:
@@ -127,6 +134,7 @@ class PrecisionRoutingVectorEnv(VectorEnv[FloatArray, NDArray[np.int64], NDArray
         """
         options = dict(options or {})
         chosen = self._reset_indices(options.pop("reset_mask", None))
+        self._check_idle(chosen)
         seeds = [seed + i for i in range(self.num_envs)] if isinstance(seed, int | np.integer) else seed
         each = self._split(options)
         for i, one in zip(chosen, self._listed("seed", seeds, chosen), strict=True):
@@ -159,6 +167,7 @@ class PrecisionRoutingVectorEnv(VectorEnv[FloatArray, NDArray[np.int64], NDArray
         actions = np.asarray(actions)
         if actions.shape != (self.num_envs,):
             raise InvalidAction(f"expected {self.num_envs} actions, got an array of shape {actions.shape}")
+        self._check_idle(range(self.num_envs))
         episodes, mode = self._parts.episodes, self.autoreset_mode
         resetting = [i for i, e in enumerate(episodes) if e.over] if mode is AutoresetMode.NEXT_STEP else []
         stepping = [i for i in range(self.num_envs) if i not in resetting]
@@ -173,6 +182,60 @@ class PrecisionRoutingVectorEnv(VectorEnv[FloatArray, NDArray[np.int64], NDArray
         infos = self._infos(range(self.num_envs), infos)
         return self._observations(), rewards, terminated, np.zeros(self.num_envs, dtype=np.bool_), infos
 
+    def send(self, indices: Sequence[int], actions: Sequence[int] | NDArray[np.int64]) -> None:
+        """Begin a step in some sub-environments, which `receive` ends: each goes at its own pace.
+
+        Args:
+            indices: n of them.
+            actions: n integers, theirs.
+
+        Raises:
+            InvalidAction, ResetNeeded, BackendError: as `step`; nothing has changed then.
+        """
+        self._check_idle(indices)
+        requests = {i: self._parts.episodes[i].request(action) for i, action in zip(indices, actions, strict=True)}
+        if self._stream is None:
+            self._stream = open_stream(self._parts.backend)
+        self._stream.send(requests)
+        self._under_way |= requests
+
+    def receive(self) -> tuple[list[int], FloatArray, NDArray[np.float64], NDArray[np.bool_], dict[str, Any]]:
+        """Wait until a step ends that `send` began. An episode that is over waits for `reset`, in any autoreset mode.
+
+        Returns:
+            Indices of the n sub-environments whose steps have ended; their observations (n, L, D) float32, rewards (n,)
+            float64, and terminated (n,) bool; and infos as `step` has them, with entries for these n.
+
+        Raises:
+            BackendError: a request cannot be answered. What is under way is given up, and its steps can be sent again.
+        """
+        episodes, before = self._parts.episodes, {}
+        if self._stream is None or not self._under_way:
+            raise ResetNeeded("no step is under way: call envs.send() first")
+        try:
+            group = self._stream.receive()
+            indices = [i for i, _ in group]
+            before = {i: episodes[i].snapshot() for i in indices}
+            self._observe(indices, [episodes[i].apply(self._under_way[i], completion) for i, completion in group])
+        except BaseException:
+            self.give_up()
+            for i, state in before.items():
+                episodes[i].restore(state)
+            raise
+        for i in indices:
+            del self._under_way[i]
+        observations = np.stack([episodes[i].observation() for i in indices])
+        rewards = np.array([episodes[i].turns[-1].reward for i in indices])
+        over = np.array([episodes[i].over for i in indices], dtype=np.bool_)
+        return indices, observations, rewards, over, self._infos(indices)
+
+    def give_up(self) -> None:
+        """Drop the steps under way; their episodes are as before them."""
+        self._under_way = {}
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
     def snapshot(self) -> tuple[EpisodeState, ...]:
         """All N episodes as they stand."""
         return tuple(episode.snapshot() for episode in self._parts.episodes)
@@ -184,6 +247,7 @@ class PrecisionRoutingVectorEnv(VectorEnv[FloatArray, NDArray[np.int64], NDArray
             Observations and infos, as reset does.
         """
         everyone = range(self.num_envs)
+        self._check_idle(everyone)
         for i, state in zip(everyone, self._listed("states", states, everyone), strict=True):
             self._parts.episodes[i].restore(state)
         return self._observations(), self._infos(everyone)
@@ -198,7 +262,13 @@ class PrecisionRoutingVectorEnv(VectorEnv[FloatArray, NDArray[np.int64], NDArray
 
     def close_extras(self, **kwargs: Any) -> None:
         """Close the cache and whatever else this environment has opened; live objects of the caller stay open."""
+        self.give_up()
         self._parts.close()
+
+    def _check_idle(self, indices: Iterable[int]) -> None:
+        busy = sorted(self._under_way.keys() & set(indices))
+        if busy:
+            raise ResetNeeded(f"steps are under way in sub-environments {busy}: call envs.receive() or envs.give_up()")
 
     def _carry_out(self, stepping: list[int], requests: Sequence[Request], resetting: list[int]) -> None:
         """Let answers reach their episodes as they come, then start new ones; an error of the backend undoes it."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import re
 import sys
 import time
 import types
@@ -10,8 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from fake_openai import FakeServer, Serve
 
-from bench import bench_env, bench_router, bench_training, run
+from bench import bench_env, bench_router, bench_training, bench_vllm, run
+from dmr_gym.config import EnvConfig
+from dmr_gym.encoders import HashEncoder
 from dmr_gym.router import PrecisionRouter, RouterConfig
 
 
@@ -103,3 +108,84 @@ def test_training_is_measured_cold_and_warm() -> None:
         assert sum(parts.values()) <= seconds["update"]
     assert set(figures["ppo_steps_per_s"]) == {"cold", "warm"}
     assert figures["steps"] >= 4
+
+
+def _served(serve: Serve, num_envs: int) -> tuple[EnvConfig, argparse.Namespace, list[FakeServer]]:
+    """The toy world behind two stand-ins of vLLM that walk as the prompt's last sign says, each call in 5 ms."""
+    way = re.compile(r"(left|right)\.\n>$")
+    servers = [serve(name, lambda prompt, seed: f"go {way.search(prompt)[1]}") for name in ("low", "high")]
+    for server in servers:
+        server.delay_s = 0.005
+    backend = {
+        "kind": "vllm",
+        "model": {server.model: server.model for server in servers},
+        "urls": {server.model: [server.url] for server in servers},
+    }
+    latency = {"ms_per_token": {"low": 1.0, "high": 1.0}, "router_ms": 0.0}
+    config = EnvConfig(
+        task="toy",
+        precisions=("low", "high"),
+        backend=backend,
+        latency=latency,
+        max_steps=6,
+        encoder={"kind": "hash", "dim": 8},
+    )
+    return config, argparse.Namespace(panel="test", num_envs=num_envs, episodes=6, rounds=2), servers
+
+
+def test_raw_calls_are_those_of_the_rollout(serve: Serve) -> None:
+    """The same bodies in the same order but for the salt, which is another in every round; tokens are counted alike."""
+    config, args, servers = _served(serve, 4)
+    played = bench_vllm.play(config, HashEncoder(8), args, in_step=False)
+    # Calls that were under way when enough episodes had ended are no part of the round.
+    asked = [[call.body for call in server.completions] for server in servers]
+    for server in servers:
+        server.calls.clear()
+    raw = bench_vllm.send_raw(config, played.calls, 1)
+    sent = [[call.body for call in server.completions] for server in servers]
+    assert len(played.calls) == sum(map(len, sent)) >= 6 * 6
+    assert [call.request for call in raw.calls] == [call.request for call in played.calls]
+    assert [call.tokens for call in raw.calls] == [call.tokens for call in played.calls]
+    salts = [{body.pop("cache_salt") for bodies in both for body in bodies} for both in (asked, sent)]
+    assert all(len(salt) == 1 for salt in salts)
+    assert salts[0] != salts[1]
+    for before, after in zip(asked, sent, strict=True):
+        assert all(body in before for body in after)
+    assert sum(played.parts.values()) == pytest.approx(played.seconds)
+    assert all(seconds > 0 for seconds in played.parts.values())
+    assert played.in_flight > raw.in_flight
+    assert raw.in_flight <= 1
+
+
+def test_rollouts_and_raw_calls_take_turns_and_are_compared_round_by_round(
+    serve: Serve, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two rounds of three ways; the ratio is that of rounds side by side, not of the medians."""
+    config, args, _ = _served(serve, 4)
+    rounds = bench_vllm.measure(config, args)
+    assert {way: len(each) for way, each in rounds.items()} == dict.fromkeys(bench_vllm.WAYS, 2)
+    figures = bench_vllm.summarize(rounds)
+    bench_vllm.show(figures, args)
+    assert "(goal >= 90%)" in capsys.readouterr().out
+    call = bench_vllm.Call(rounds["raw"][0].calls[0].request, 10, 1.0)
+    parts = {"waiting": 0.5, "encoder": 0.25, "environment": 0.25}
+    by_hand = {
+        "rollout": [bench_vllm.Round([call], 1.0, parts), bench_vllm.Round([call], 4.0, parts)],
+        "raw": [bench_vllm.Round([call], 0.5, {}), bench_vllm.Round([call], 4.0, {})],
+        "in step": [bench_vllm.Round([call], 2.0, parts)] * 2,
+    }
+    found = bench_vllm.summarize(by_hand)
+    assert found["rollout"]["tokens_per_s_range"] == [2.5, 10.0]
+    assert found["rollout"]["of_raw_range"] == [0.5, 1.0]
+    assert found["rollout"]["of_raw"] == 0.75
+    assert found["raw"]["calls_in_flight"] == pytest.approx((2 + 0.25) / 2)
+
+
+def test_a_benchmark_of_servers_says_so_where_there_is_no_vllm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line with the way out, and the same in the figures."""
+    monkeypatch.chdir(tmp_path)  # without a .venv-vllm
+    figures = bench_vllm.main([])
+    assert "has no vLLM: `make vllm` builds .venv-vllm" in figures["skipped"]
+    assert capsys.readouterr().out == f"skipped: {figures['skipped']}\n"

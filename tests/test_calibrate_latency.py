@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from fake_openai import FakeServer
 
 from dmr_gym.errors import ConfigError
 from dmr_gym.latency import load_profile
+from dmr_gym.latency_sessions import TimedEncoder
 from tests.recipes import TINY, TOY, load_recipe
 from tests.toy_env import toy_env
 
@@ -148,6 +151,9 @@ def test_a_copy_that_was_measured_unpacked_is_labelled(recipe, tmp_path, capsys,
         (["--project", "w3=w4"], r"NAME=SOURCE with two of the precisions \['low', 'high'\].* got w3=w4"),
         (["--project", "low"], "got low="),
         (["--project", "low=high", "high=low"], "SOURCE measured"),
+        (["--block-tokens", "0"], "--block-tokens must be at least 1, got 0"),
+        (["--switches"], "--switches times single calls.* --num-envs 1, got 4"),
+        (["--switches", "--num-envs", "1"], "--switches times servers .backend kind vllm."),
         (["--cache-dir", "x"], "--cache-dir has no place here"),
         (["--processor-time"], "counts what this process computes: servers need the wall clock"),
         (["--num-envs", "0"], "--num-envs must be at least 1, got 0"),
@@ -176,3 +182,71 @@ def test_steps_that_are_forced_are_no_decisions(recipe, tmp_path):
     sessions = [json.loads(p.read_text()) for p in (tmp_path / "out" / "sessions" / "router").iterdir()]
     assert len(sessions) == 2
     assert all(0 < session["decisions"] < len(session["calls"]) for session in sessions)
+
+
+def _served(serve, folder: Path, flags: str = "[]") -> tuple[list[str], list[FakeServer]]:
+    """Options for the toy world behind two stand-ins of vLLM, with [serve] that has these flags; and the two."""
+    signs = re.compile("left|right")  # the last one in the prompt, where it has any
+    servers = [serve(name, lambda text, seed: f"go {['left', *signs.findall(text)][-1]}") for name in ("low", "high")]
+    urls = ", ".join(f'{server.model} = ["{server.url}"]' for server in servers)
+    config = folder / "served.toml"
+    config.write_text(
+        'task = "toy"\nprecisions = ["low", "high"]\nmax_steps = 5\n'
+        "latency = {ms_per_token = {low = 1, high = 1}, router_ms = 0}\n"
+        'encoder = {kind = "hash", dim = 8}\n'
+        f'[backend]\nkind = "vllm"\nmodel = {{low = "low", high = "high"}}\nurls = {{{urls}}}\n'
+        f'[serve]\nmodels = {{low = "low", high = "high"}}\nports = {{low = [1], high = [2]}}\nflags = {flags}\n'
+    )
+    return ["--config", str(config), "--resamples", "10", "--tasks", "2", *TINY], servers
+
+
+def test_switches_are_timed_on_servers_and_set_beside_the_fit(recipe, serve, tmp_path, capsys):
+    """Episodes of five steps have switches at 1, 2 and 4; the same command times none again; the file has the table."""
+    options, _ = _served(serve, tmp_path, '["--block-size", "32"]')
+    options += ["--out", str(tmp_path / "out"), "--num-envs", "1", "--switches"]
+    recipe.main(options)
+    files = sorted((tmp_path / "out" / "switches").iterdir())
+    timed = [json.loads(path.read_text()) for path in files]
+    assert [[one[0] for one in session[name]] for session in timed for name in ("low", "high")] == [[1, 2, 4]] * 4
+    table = (tmp_path / "out" / "tables.md").read_text().splitlines()
+    assert [line.split("|")[1:4] for line in table if line.startswith(("| low", "| high"))] == [
+        [f" {name} ", f" {step} ", " 2 "] for name in ("low", "high") for step in (1, 2, 4)
+    ]
+    profile = str(tmp_path / "out" / "profile.toml")
+    assert load_profile(profile).kinds["prefill-decode"]["block_tokens"] == 32
+    stamps = [path.stat().st_mtime_ns for path in files]
+    recipe.main([*options, "--block-tokens", "8"])
+    assert [path.stat().st_mtime_ns for path in files] == stamps
+    assert load_profile(profile).kinds["prefill-decode"]["block_tokens"] == 8
+    assert "What a switch of precision costs" in capsys.readouterr().out
+
+
+def test_servers_are_measured_with_prefix_caches_that_begin_empty(recipe, serve, tmp_path):
+    """What a run plays shares a salt that no other run has; each switch has two of its own."""
+    options, servers = _served(serve, tmp_path)
+    salts = []
+    for number in range(2):
+        recipe.main([*options, "--out", str(tmp_path / str(number)), "--num-envs", "2"])
+        salts.append({call.body["cache_salt"] for server in servers for call in server.completions})
+        for server in servers:
+            server.calls.clear()
+    assert [len(each) for each in salts] == [1, 1]
+    assert salts[0] != salts[1]
+    recipe.main([*options, "--out", str(tmp_path / "2"), "--num-envs", "1", "--switches"])
+    asked = [call.body["cache_salt"] for server in servers for call in server.completions]
+    switches = 2 * 2 * 3  # tasks, precisions, steps
+    assert sorted(asked.count(salt) for salt in set(asked))[:-1] == [2] * (2 * switches)
+
+
+def test_decisions_are_timed_in_step_on_servers_too(recipe, serve, tmp_path, monkeypatch):
+    """Rows of both episodes are embedded together, not one by one as the answers come."""
+    sizes = []
+    encode = TimedEncoder.encode
+
+    def counting(self, texts):
+        sizes.append(len(texts))
+        return encode(self, texts)
+
+    monkeypatch.setattr(TimedEncoder, "encode", counting)
+    recipe.main([*_served(serve, tmp_path)[0], "--out", str(tmp_path / "out"), "--num-envs", "2"])
+    assert sizes == [1, *[2] * 6]  # warming up; starts and five steps

@@ -22,7 +22,7 @@ from dmr_gym.backends.kernels import packed_bits
 from dmr_gym.errors import BackendError, ConfigError
 from dmr_gym.serving import Servers, ServeSettings, read_serve_settings
 from dmr_gym.serving.dequantized import dequantized_copy
-from dmr_gym.serving.servers import free_port
+from dmr_gym.serving.servers import free_port, on_free_ports
 from dmr_gym.types import DistributionRequest
 from tests.recipes import load_recipe
 
@@ -98,6 +98,41 @@ def test_a_cpu_computes_eagerly_on_the_cores_it_is_given() -> None:
     environment = settings.environment("high", 0)
     assert (environment["VLLM_CPU_OMP_THREADS_BIND"], environment["TORCHDYNAMO_DISABLE"]) == ("1-3", "1")
     assert environment["VLLM_NO_USAGE_STATS"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("flags", "device", "tokens"),
+    [
+        ((), "cuda", 16),
+        ((), "cpu", 128),
+        (("--block-size", "32"), "cpu", 32),
+        (("--seed", "3", "--block-size=64"), "cuda", 64),
+        (("--block_size", "32", "--block-size", "64", "--seed", "3"), "cuda", 64),
+    ],
+)
+def test_blocks_of_the_prefix_cache_are_as_large_as_the_flags_say(flags: Any, device: Any, tokens: int) -> None:
+    """In either of vLLM's spellings, the last one counts; else they are vLLM's default for the device."""
+    assert ServeSettings({"low": "m"}, {"low": [1]}, flags, device).block_tokens == tokens
+
+
+@pytest.mark.parametrize("flags", [("--block-size",), ("--block-size", "many"), ("--block-size=0",)])
+def test_a_block_of_no_size_is_refused(flags: tuple[str, ...]) -> None:
+    """It would be vLLM's own error at the start of every server."""
+    with pytest.raises(ConfigError, match="--block-size must be a whole number of at least 1, got"):
+        _ = ServeSettings({"low": "m"}, {"low": [1]}, flags).block_tokens
+
+
+def test_servers_for_tests_lie_on_free_ports_and_take_turns_on_the_cores() -> None:
+    """Two replicas and one more: three ports of loopback, and a core each as far as they go."""
+    settings = ServeSettings({"low": "m", "high": "m"}, {"low": [1, 2], "high": [3]}, device="cpu", host="0.0.0.0")
+    moved = on_free_ports(settings)
+    ports = [port for name in ("low", "high") for port in moved.ports[name]]
+    assert len(set(ports)) == 3
+    assert not {1, 2, 3} & set(ports)
+    assert moved.host == "127.0.0.1"
+    cores = sorted(os.sched_getaffinity(0))
+    assert [*moved.cores["low"], *moved.cores["high"]] == [str(cores[i % len(cores)]) for i in range(3)]
+    assert on_free_ports(ServeSettings({"low": "m"}, {"low": [1]})).cores == {}
 
 
 @pytest.mark.parametrize(

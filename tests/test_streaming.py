@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 from fake_openai import Serve
+from gymnasium.error import ResetNeeded
 
 from dmr_gym.backends import ScriptedBackend
 from dmr_gym.backends.streaming import StreamingBackend, generate_each
 from dmr_gym.cache import CachedBackend, CompletionCache
 from dmr_gym.encoders import HashEncoder
 from dmr_gym.errors import BackendError
+from dmr_gym.policies import FixedPrecision, RandomPolicy
+from dmr_gym.rollout import rollout
+from dmr_gym.tasks.toy import ANSWERS
 from dmr_gym.types import Completion, FloatArray, Request
 from dmr_gym.vector import PrecisionRoutingVectorEnv
 
@@ -30,12 +34,31 @@ class OneByOne(ScriptedBackend):
     log: list[str]
     fails_at: int | None = None
 
-    def generate_each(self, requests: Sequence[Request]) -> Iterator[list[tuple[int, Completion]]]:
-        for count, i in enumerate(reversed(range(len(requests)))):
-            if count == self.fails_at:
-                raise BackendError("gone")
-            self.log.append(f"answer {i}")
-            yield [(i, self.generate([requests[i]])[0])]
+    def stream(self) -> Backwards:
+        return Backwards(self)
+
+
+class Backwards:
+    """The stream of a `OneByOne`."""
+
+    def __init__(self, backend: OneByOne) -> None:
+        self._backend = backend
+        self._waiting: dict[int, Request] = {}
+        self._count = 0
+
+    def send(self, requests: Mapping[int, Request]) -> None:
+        self._waiting |= requests
+
+    def receive(self) -> list[tuple[int, Completion]]:
+        if self._count == self._backend.fails_at:
+            raise BackendError("gone")
+        self._count += 1
+        i, request = self._waiting.popitem()
+        self._backend.log.append(f"answer {i}")
+        return [(i, self._backend.generate([request])[0])]
+
+    def close(self) -> None:
+        self._waiting = {}
 
 
 class Noted(HashEncoder):
@@ -52,12 +75,12 @@ def _answer(request: Request) -> str:
     return "go left" if len(str(request.prompt)) % 2 else "go right"
 
 
-def _envs(backend: Any, log: list[str], **options: Any) -> PrecisionRoutingVectorEnv:
+def _envs(backend: Any, log: list[str], num_envs: int = 3, **options: Any) -> PrecisionRoutingVectorEnv:
     encoder = Noted(dim=8)
     encoder.log = log
     latency = {"ms_per_token": {"low": 1.0, "high": 2.0}, "router_ms": 0.0}
     settings: dict[str, Any] = {"task": "toy", "precisions": ("low", "high"), "latency": latency, **options}
-    return PrecisionRoutingVectorEnv(3, backend=backend, encoder=encoder, **settings)
+    return PrecisionRoutingVectorEnv(num_envs, backend=backend, encoder=encoder, **settings)
 
 
 def test_each_answer_is_carried_out_before_the_next_one_is_waited_for() -> None:
@@ -116,11 +139,11 @@ def test_the_cache_passes_answers_on_as_they_come() -> None:
     log.clear()
     requests = [Request("a", "low"), Request("known", "low"), Request("a", "low"), Request("b", "high")]
     groups = []
-    for group in cached.generate_each(requests):
+    for group in generate_each(cached, requests):
         groups.append([(i, completion.cached) for i, completion in group])
         log.append("taken")
     assert groups == [[(1, True)], [(3, False)], [(0, False), (2, True)]]
-    assert log == ["taken", "answer 1", "taken", "answer 0", "taken"]
+    assert log == ["taken", "answer 3", "taken", "answer 0", "taken"]
     assert (cached.hits, cached.misses) == (2, 3)
     assert [completion.cached for completion in cached.generate(requests)] == [True] * 4
 
@@ -157,7 +180,110 @@ def test_a_server_that_is_slow_with_one_answer_holds_up_no_other(serve: Serve, c
         return "said"
 
     backend = connect(serve("m", answer))
-    groups = backend.generate_each([Request("slow", "low"), Request("quick", "low")])
+    groups = generate_each(backend, [Request("slow", "low"), Request("quick", "low")])
     assert [i for i, _ in next(groups)] == [1]
     release.set()
     assert [[i for i, _ in group] for group in groups] == [[0]]
+
+
+# ------------------------------------------------------------------------------------ episodes at a pace of their own
+
+
+def _walk(request: Request) -> str:
+    """Finds the way at high, and now and then thinks first, so that episodes differ in length."""
+    prompt = str(request.prompt)
+    if len(prompt) % 3 == 0:
+        return "think: which way"
+    answers = ANSWERS[request.precision]
+    return next(answers[line] for line in reversed(prompt.splitlines()) if line in answers)
+
+
+def _one_by_one() -> OneByOne:
+    backend = OneByOne(_walk, name="t")
+    backend.log = []
+    return backend
+
+
+def _played(backend: Any, num_envs: int, policy: Any, **options: Any) -> list[Any]:
+    envs = _envs(backend, [], num_envs, autoreset_mode="Disabled")
+    episodes = rollout(envs, policy, envs.task_ids[:7], keep_turns=True, **options)
+    envs.close()
+    columns = ("rows", "actions", "rewards", "logprobs", "latency_llm_s", "prompt_tokens", "completion_tokens")
+    rest = ("key", "step_types", "success", "score", "turns", "start")
+    return [[*(getattr(e, c).tolist() for c in columns), *(getattr(e, name) for name in rest)] for e in episodes]
+
+
+@pytest.mark.parametrize("num_envs", [1, 3, 9])
+@pytest.mark.parametrize("policy", [FixedPrecision(1), RandomPolicy(0.5, seed=3)], ids=["fixed", "random"])
+def test_episodes_at_their_own_pace_are_those_in_step(num_envs: int, policy: Any) -> None:
+    """Rows, decisions, rewards and texts, with fewer and with more places than episodes, repeats included."""
+    found = _played(_one_by_one(), num_envs, policy, repeats=2)
+    assert found == _played(ScriptedBackend(_walk, name="t"), num_envs, policy, repeats=2)
+    assert len({len(episode[1]) for episode in found}) > 1, "episodes of one length would hide what is mixed up"
+
+
+def test_a_server_has_as_many_requests_as_there_are_environments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until no task is left, each answer is followed by the next request of its episode, or of a new one."""
+    under_way: list[int] = []
+    receive = Backwards.receive
+
+    def counting(self: Backwards) -> list[tuple[int, Completion]]:
+        under_way.append(len(self._waiting))
+        return receive(self)
+
+    monkeypatch.setattr(Backwards, "receive", counting)
+    episodes = _played(_one_by_one(), 3, FixedPrecision(0))
+    assert len(under_way) == sum(len(episode[1]) for episode in episodes)
+    assert under_way == sorted(under_way, reverse=True)
+    assert under_way[: under_way.index(2)] == [3] * under_way.index(2)
+    assert under_way.index(2) > len(under_way) / 2
+
+
+def test_what_is_done_with_an_episode_takes_no_time_from_the_servers() -> None:
+    """When an episode is handed over, the next requests are out already; and no request is left when it is the last."""
+    backend = _one_by_one()
+    envs = _envs(backend, [], autoreset_mode="Disabled")
+    seen: list[int] = []
+    rollout(envs, FixedPrecision(0), envs.task_ids[:7], on_episode=lambda _: seen.append(len(envs._under_way)))
+    assert seen[:4] == [3] * 4
+    assert seen[-1] == 0
+
+
+def test_an_interrupted_rollout_leaves_nothing_under_way() -> None:
+    """The same environments can play on."""
+
+    def stop(_: object) -> None:
+        raise KeyboardInterrupt
+
+    envs = _envs(_one_by_one(), [], autoreset_mode="Disabled")
+    with pytest.raises(KeyboardInterrupt):
+        rollout(envs, FixedPrecision(0), envs.task_ids[:7], on_episode=stop)
+    assert len(rollout(envs, FixedPrecision(0), envs.task_ids[:7])) == 7
+
+
+def test_steps_under_way_are_given_up_after_an_error() -> None:
+    """One of three had ended and stays; the other two are as before, and can be sent again."""
+    backend = _one_by_one()
+    envs = _envs(backend, [], autoreset_mode="Disabled")
+    envs.reset(seed=0)
+    before = envs.snapshot()
+    backend.fails_at = 1
+    envs.send([0, 1, 2], [0, 1, 0])
+    with pytest.raises(ResetNeeded, match=r"steps are under way in sub-environments \[0, 1, 2\]: call envs.receive"):
+        envs.step([0, 0, 0])
+    indices, observations, rewards, over, infos = envs.receive()
+    assert indices == [2]
+    assert observations.shape == (1, *envs.single_observation_space.shape)
+    assert rewards.shape == over.shape == (1,)
+    assert infos["_success"].tolist() == [False, False, True]
+    with pytest.raises(ResetNeeded, match=r"sub-environments \[0\]"):
+        envs.send([0], [0])
+    with pytest.raises(BackendError, match="gone"):
+        envs.receive()
+    assert envs.snapshot()[:2] == before[:2]
+    assert envs.snapshot()[2] != before[2]
+    backend.fails_at = None
+    envs.send([0, 1], [0, 1])
+    assert sorted(envs.receive()[0] + envs.receive()[0]) == [0, 1]
+    with pytest.raises(ResetNeeded, match="no step is under way"):
+        envs.receive()

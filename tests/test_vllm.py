@@ -64,6 +64,17 @@ def test_a_text_prompt_goes_out_as_it_stands_with_every_setting(serve: Serve, co
     }
 
 
+def test_a_salt_goes_with_every_call_that_fills_the_prefix_cache(serve: Serve, connect: Any) -> None:
+    """Answers and scores find each other's prefixes and nobody else's; the digest is that without."""
+    server = serve("m")
+    backend = connect(server, cache_salt="pepper")
+    backend.generate([Request("p", "low")])
+    backend.token_distributions([DistributionRequest("p", "ab", "low")])
+    asked = [call.body for call in server.completions if call.body["prompt"] != "a"]  # that tells what is allowed
+    assert [body.get("cache_salt") for body in asked] == ["pepper"] * 3
+    assert backend.digest("low") == connect(server).digest("low")
+
+
 def test_chat_turns_are_rendered_by_the_server(serve: Serve, connect: Any) -> None:
     """They go to the chat endpoint with the options of the template, and the answer's content is the text."""
     server = serve("m", lambda prompt, seed: "said")
@@ -173,6 +184,29 @@ def test_the_longest_prefix_is_scored_first_and_alone(serve: Serve, connect: Any
     prompts = [bytes(call.body["prompt"]).decode() for call in server.completions]
     assert prompts[0] == "abcdef"
     assert sorted(prompts) == ["abc", "abcd", "abcde", "abcdef"]
+
+
+def test_what_a_server_tells_once_is_asked_once_in_a_cold_batch(serve: Serve, connect: Any) -> None:
+    """Eight requests at the same time ask once what the server allows, and once for the text of each of five tokens."""
+    server = serve("m", max_logprobs=20)
+    server.delay_s = 0.02
+    found = connect(server).token_distributions([DistributionRequest(f"p{i}", "abca d", "low") for i in range(8)])
+    assert all(each.tokens == ("a", "b", "c", "a", " ", "d") for each in found)
+    allowed = [call for call in server.completions if call.body["prompt"] == "a"]
+    texts = [call.body["tokens"] for call in server.calls if call.path == "/detokenize"]
+    assert len(allowed) == 1
+    assert sorted(texts) == [[ord(letter)] for letter in " abcd"]
+
+
+def test_a_question_that_failed_is_asked_again(serve: Serve, connect: Any) -> None:
+    """An error is no answer that is kept."""
+    server = serve("m", max_logprobs=20)
+    server.key = "wanted"
+    backend = connect(server)
+    with pytest.raises(BackendError, match="refuses the API key"):
+        backend.logprob_limit("low")
+    server.key = ""
+    assert backend.logprob_limit("low") == 20
 
 
 def test_a_server_that_limits_logprobs_gives_as_many_as_it_does(serve: Serve, connect: Any) -> None:
@@ -357,6 +391,7 @@ def test_a_proxy_of_the_environment_does_not_stand_before_this_machine(
         ({"max_retries": 1.5}, "whole number max_retries >= 0, got 120.0 and 1.5"),
         ({"max_concurrency": 0}, "max_concurrency must be a whole number of at least 1, got 0"),
         ({"recovery_s": -1}, "recovery_s must be a finite number"),
+        ({"cache_salt": 3}, "cache_salt must be a text, got 3"),
         ({"api_key_env": 3}, "api_key_env must be the name of an environment variable, got int"),
         ({"url": "x"}, "option of backend kind 'vllm': 'url'; did you mean 'urls'"),
     ],

@@ -25,7 +25,7 @@ from dmr_gym.kl import token_kl
 from dmr_gym.policies import FixedPrecision, RandomPolicy
 from dmr_gym.rollout import Trajectory, rollout
 from dmr_gym.serving import Servers, read_serve_settings
-from dmr_gym.serving.servers import free_port
+from dmr_gym.serving.servers import on_free_ports
 from dmr_gym.types import Backend, DistributionRequest
 from tests.recipes import load_recipe
 
@@ -44,14 +44,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     """Both servers of configs/vllm-cpu.toml, on free ports, a core each where there are two."""
-    cores = itertools.cycle(sorted(os.sched_getaffinity(0)))
-    settings = read_serve_settings(CONFIG)
-    settings = replace(
-        settings,
-        python=str(PYTHON),
-        ports={name: [free_port()] for name in PRECISIONS},
-        cores={name: [str(next(cores))] for name in PRECISIONS},
-    )
+    settings = replace(on_free_ports(read_serve_settings(CONFIG)), python=str(PYTHON))
     with Servers(settings, tmp_path_factory.mktemp("servers"), progress=False) as running:
         yield running
 

@@ -210,6 +210,7 @@ def _vllm(
     max_concurrency: int = 64,
     api_key_env: str = "",
     chat_template_options: Mapping[str, Any] | None = None,
+    cache_salt: str = "",
 ) -> Backend:
     for option, table in (("model", model), ("urls", urls)):
         if not isinstance(table, Mapping) or set(precisions) - set(table):
@@ -239,6 +240,8 @@ def _vllm(
         )
     if not isinstance(api_key_env, str):
         raise ConfigError(f"api_key_env must be the name of an environment variable, got {type(api_key_env).__name__}")
+    if not isinstance(cache_salt, str):
+        raise ConfigError(f"cache_salt must be a text, got {cache_salt!r}")
     backend = _vllm_backend()
     from dmr_gym.backends._replicas import Patience
 
@@ -249,6 +252,7 @@ def _vllm(
         max_concurrency=max_concurrency,
         api_key_env=api_key_env,
         chat_template_options=chat_template_options,
+        cache_salt=cache_salt,
     )
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable
 from concurrent.futures import CancelledError, Future
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from dmr_gym.errors import BackendError
 
 T = TypeVar("T")
+K = TypeVar("K", bound=Hashable)
 
 
 class EventLoop:
@@ -82,6 +84,24 @@ class EventLoop:
             await self._at_end()
         finally:
             self._loop.stop()
+
+
+class Once(Generic[K, T]):
+    """Answers by key, each asked for once: who comes while it is under way waits for it. After an error the next asks.
+
+    For one event loop.
+    """
+
+    def __init__(self) -> None:
+        self._answers: dict[K, T] = {}
+        self._locks: defaultdict[K, asyncio.Lock] = defaultdict(asyncio.Lock)
+
+    async def get(self, key: K, ask: Callable[[], Awaitable[T]]) -> T:
+        """The answer of a key, from ``ask`` where there is none yet."""
+        async with self._locks[key]:
+            if key not in self._answers:
+                self._answers[key] = await ask()
+        return self._answers[key]
 
 
 async def all_of(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:

