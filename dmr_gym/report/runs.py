@@ -26,7 +26,7 @@ MARKS = {
 }
 """Files and folders by which the kinds of runs are known."""
 
-_INSIDE = {BATCHES_FOLDER, "cache", "calibrations", "episodes", "router", "tensorboard", "trees"}
+_INSIDE = {BATCHES_FOLDER, "cache", "calibrations", "episodes", "router", "tensorboard"}
 """Folders of a run that hold no run."""
 
 _DEPTH = 3
