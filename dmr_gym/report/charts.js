@@ -107,7 +107,8 @@ function name(chart, points) {
       }
     const { a, b, radius } = best;
     taken.push([a, b, a + wide, b + tall]);
-    if (radius > 18) {
+    const gap = (p) => Math.hypot(p.x - Math.max(a, Math.min(p.x, a + wide)), p.y - Math.max(b, Math.min(p.y, b + tall)));
+    if (radius > 18 || points.some((other) => other !== point && gap(other) < gap(point) + 3)) {
       const x = Math.max(a, Math.min(point.x, a + wide)), y = Math.max(b, Math.min(point.y, b + tall));
       chart.svg.append(g("line", { x1: point.x, y1: point.y, x2: x, y2: y, stroke: `var(--${point.kind})`, "stroke-width": .8 }));
     }

@@ -27,7 +27,7 @@ const fixed = (value, digits) => (known(value) ? value.toFixed(digits).replace(/
 const percent = (value, digits = 1) => (known(value) ? `${fixed(100 * value, digits)} %` : "–");
 const DIGITS = { s: 2, J: 2, $: 6 };
 const amount = (value, unit) => (known(value) ? `${fixed(value, DIGITS[unit] ?? 2)} ${unit}` : "–");
-const short = (value) => (Math.abs(value) >= 0.01 && Math.abs(value) < 1e4) || value === 0
+const short = (value) => (Math.abs(value) >= 1e-3 && Math.abs(value) < 1e5) || value === 0
   ? String(Number(value.toPrecision(3))) : value.toExponential(1);
 const plural = (number, word) => `${number.toLocaleString("en")} ${word}${number === 1 ? "" : "s"}`;
 

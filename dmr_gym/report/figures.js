@@ -57,10 +57,15 @@ function pareto(evaluation) {
       drawing.append(g("title", {}, `${p.name}: ${percent(p.success)} solved, ${amount(p[column], evaluation.unit)}`));
       svg.append(drawing);
     }
-    name(chart, all.map((p) => ({
-      x: px(p[column]), y: py(100 * p.success), kind: p.kind,
-      label: p.kind === "random" ? "" : visible(p.name.replace(/^(router|always|oracle) /, "")),
-    })));
+    const together = new Map();  // points in one place share a name
+    for (const p of all) {
+      const x = px(p[column]), y = py(100 * p.success), key = `${p.kind} ${x.toFixed(1)} ${y.toFixed(1)}`;
+      const label = p.kind === "random" ? "" : visible(p.name.replace(/^(router|always) /, ""));
+      const there = together.get(key);
+      if (there?.label) there.label += label.replace(/^(oracle λ=|oracle |)/, ", ");
+      else together.set(key, { x, y, kind: p.kind, label });
+    }
+    name(chart, [...together.values()]);
     return svg;
   };
   const kinds = [...new Set([...evaluation.points, ...evaluation.oracle].map(({ kind }) => kind))];
@@ -181,7 +186,7 @@ function kls(world) {
     h("h3", {}, `Panel ${visible(record.panel)}`),
     h("p", { class: "note" }, `${plural(record.episodes, "episode")} of the highest precision, action steps. `,
       record.is_lower_bound ? "These KLs are lower bounds: only the likeliest tokens were told apart. " : "", h("code", {}, record.folder)),
-    h("div", { class: "grid2" }, record.histograms.map((one, p) => histogram(one, record, p, world.precisions.length)))]);
+    h("div", { class: "grid2 wide" }, record.histograms.map((one, p) => histogram(one, record, p, world.precisions.length)))]);
 }
 
 const SERIES = ["var(--high)", "var(--grpo)", "var(--router)", "var(--ppo)", "var(--low)", "var(--random)"];
@@ -208,5 +213,5 @@ function training(record) {
   const main = record.curves.filter((one) => one.main), rest = record.curves.filter((one) => !one.main);
   return [h("h3", {}, record.method), h("p", { class: "note" }, h("code", {}, record.folder)),
     record.curves.length ? h("div", { class: "grid2" }, main.map((one) => curve(one, record.x))) : h("p", {}, "No update is on record yet."),
-    rest.length ? h("details", {}, h("summary", {}, `${rest.length} more curves`), h("div", { class: "grid2" }, rest.map((one) => curve(one, record.x)))) : null];
+    rest.length ? h("details", {}, h("summary", {}, `${plural(rest.length, "more curve")}`), h("div", { class: "grid2" }, rest.map((one) => curve(one, record.x)))) : null];
 }

@@ -7,7 +7,7 @@ function worldSections(world) {
   const { evaluations, precisions } = world, each = (draw) => evaluations.map((one) => [headed(evaluations, one), draw(one)]);
   return [
     section("results", "Results", each((one) => [pareto(one), tables(one)])),
-    section("use", "Where precisions are used", each((one) => h("div", { class: "grid2" }, useByIndex(one, precisions), useByType(one, precisions)))),
+    section("use", "Where precisions are used", each((one) => h("div", { class: "grid2 wide" }, useByIndex(one, precisions), useByType(one, precisions)))),
     section("steps", "Step by step", each((one) => stepViewer(one, precisions))),
     section("kl", "KL to the highest precision", kls(world)),
     section("training", "Training", world.trainings.map(training)),
@@ -16,6 +16,8 @@ function worldSections(world) {
     section("made", "How it was made", evaluations.map((one) => h("dl", { class: "made" }, one.made.map(([label, value]) => [h("dt", {}, label), h("dd", {}, value)])))),
   ].filter(known);
 }
+
+const SHORT = { results: "results", use: "precisions", steps: "steps", kl: "KL", training: "training", missing: "missing", made: "made by" };
 
 function page() {
   const main = h("main", { id: "main" }), links = h("nav", { "aria-label": "sections" });
@@ -34,7 +36,7 @@ function page() {
     subtitle.textContent = visible(world.evaluations.map((one) => `${plural(one.tasks, "task")} of panel ${one.panel}, ${plural(one.points.length, "policy").replace("policys", "policies")}, ${one.prices}`).join(" · ") || label(world));
     const sections = worldSections(world);
     main.replaceChildren(...sections);
-    links.replaceChildren(...sections.map((one) => h("a", { href: `#${one.id}` }, one.querySelector("h2").textContent)));
+    links.replaceChildren(...sections.map((one) => h("a", { href: `#${one.id}` }, SHORT[one.id])));
   }
   document.body.append(h("a", { class: "skip", href: "#main" }, "to the content"),
     h("div", { class: "bar" }, links, themeButton),

@@ -84,7 +84,7 @@ function stepViewer(evaluation, precisions) {
       lines.push(h("li", {}, "Not known: no episode here took this choice in this state, and it was not asked. ",
         h("code", {}, "agents/evaluate.py --alternatives"), " or routing trees tell."));
     } else {
-      if (same(own, other)) lines.push(h("li", {}, "The same step: both choices lead to the same state."));
+      if (same(own, other)) lines.push(h("li", {}, "The same step, and the same answer of the world."));
       else if (own[ACTION] >= 0 && own[ACTION] === other[ACTION]) lines.push(h("li", {}, "The same action."));
       else if (own[ACTION] >= 0) lines.push(h("li", {}, h("strong", {}, "Another action.")));
       if (other[END] === 1) lines.push(h("li", {}, "It would have ", h("span", { class: "good" }, "solved"), " the task at once."));
@@ -96,7 +96,8 @@ function stepViewer(evaluation, precisions) {
     }
     if (other?.[TREE]) {
       const [value, bestSuccess, bestSeconds, highSuccess, highSeconds] = other[TREE];
-      lines.push(after(value, "then the best routing (exact)", [bestSuccess, bestSeconds]), after(null, `then always ${visible(precisions.at(-1))} (exact)`, [highSuccess, highSeconds]));
+      lines.push(after(value, known(value) ? "routing tree, best from here on" : "routing tree, best known from here on", [bestSuccess, bestSeconds]),
+        after(null, `routing tree, then always ${visible(precisions.at(-1))}`, [highSuccess, highSeconds]));
     }
     return h("ul", {}, lines);
   }
@@ -104,11 +105,11 @@ function stepViewer(evaluation, precisions) {
     const one = answer(step, p), chosen = p === step.precision;
     const completion = one && text(one[COMPLETION]), action = one && text(one[ACTION]);
     return h("section", { class: "choice precision", "data-p": tag(p), "aria-label": `${visible(precisions[p])}${chosen ? ", chosen" : ""}` },
-      h("h4", {}, badge(p, chosen), chosen ? "chosen" : "not chosen", !chosen && one && saidOther(one, answer(step, step.precision)) ? h("span", { class: "bad" }, "≠ differs") : null),
+      h("h4", {}, badge(p, chosen), chosen ? "chosen" : "not chosen", !chosen && one && saidOther(one, answer(step, step.precision)) ? h("span", { class: "bad" }, "another action") : null),
       block(action, "said"), known(action) && action === "" ? h("p", { class: "note" }, "No action could be read.") : null,
       completion && completion.trim() !== action ? h("details", {}, h("summary", {}, "whole completion"), block(completion)) : null,
       one && one[REASON] >= 0 ? h("p", {}, h("span", { class: "bad" }, "not carried out: "), text(one[REASON])) : null,
-      one && one[OBSERVATION] >= 0 ? [h("p", { class: "note" }, "the world answers"), block(text(one[OBSERVATION]))] : null,
+      one && one[OBSERVATION] >= 0 && (chosen || !same(one, answer(step, step.precision))) ? [h("p", { class: "note" }, "the world answers"), block(text(one[OBSERVATION]))] : null,
       h("dl", { class: "facts" },
         p < n - 1 ? fact("KL", one && known(one[KL]) ? `${short(one[KL])} nats` : "not known") : null,
         one && known(one[PROMPT_TOKENS]) ? fact("tokens", `${one[PROMPT_TOKENS]} in, ${one[COMPLETION_TOKENS]} out`) : null,
@@ -152,8 +153,8 @@ function stepViewer(evaluation, precisions) {
       block(text(episode.instruction)), track(episode),
       h("h4", {}, `Step ${at + 1} of ${steps.length}, ${visible(data.types[step.type])}: `, badge(step.precision, true)),
       h("dl", { class: "facts" },
-        fact(`router: p(${visible(precisions.at(-1))})`, known(step.high) ? [meter(step.high), ` ${fixed(step.high, 3)}`] : step.called ? "not on record" : "not asked"),
-        fact("LLM", amount(step.llm, unit)), fact("router", step.called ? amount(step.router, unit) : "not asked")),
+        fact("router", known(step.high) ? [`p(${visible(precisions.at(-1))}) `, meter(step.high), ` ${fixed(step.high, 3)}`] : step.called ? "asked" : "not asked"),
+        fact("latency", `LLM ${amount(step.llm, unit)}`, step.called ? `, router ${amount(step.router, unit)}` : "")),
       h("p", { class: "note" }, "the agent sees"), block(seen) ?? h("p", {}, "No text on record."), past(episode),
       h("div", { class: "choices" }, precisions.map((_, p) => choice(episode, step, n - 1 - p))));
     if (inTrack) body.querySelector("[aria-current=step]").focus();
