@@ -53,7 +53,8 @@ def show(worlds: Sequence[WorldRecord]) -> None:
         for evaluation in world.evaluations:
             viewer = evaluation.viewer
             if viewer.left_out:
-                print(f"  the step viewer of {evaluation.folder} has {len(viewer.tasks)} of {evaluation.tasks} tasks: --mb")
+                shown = f"{len(viewer.tasks)} of {evaluation.tasks} tasks"
+                print(f"  the step viewer of {evaluation.folder} has room for {shown}: --mb makes more")
         for missing in world.missing:
             print(f"  without {missing.part}: {missing.command}")
 

@@ -160,7 +160,9 @@ def read_results(data: Mapping[str, Any], policies: Sequence[PlayedPolicy]) -> R
     rows = {row["policy"]: row for row in data["results"]}
     if list(rows) != [policy.name for policy in policies]:
         raise ConfigError("results.json and episodes.jsonl are of different runs: run agents/evaluate.py again")
-    summaries = [Summary(**{field.name: _number(row[field.name]) for field in fields(Summary)}) for row in rows.values()]
+    summaries = [
+        Summary(**{field.name: _number(row[field.name]) for field in fields(Summary)}) for row in rows.values()
+    ]
     names = [field.name for field in fields(Difference)]
     differences = [Difference(**{name: _number(row[name]) for name in names}) for row in data["differences"]]
     gaps = {kind: gap | {"apgr": _number(gap["apgr"])} for kind, gap in data["gap_recovered"].items()}

@@ -15,7 +15,7 @@ from dmr_gym.errors import ConfigError
 from dmr_gym.evaluation import EPISODES_FILE
 from dmr_gym.kl_dataset import KLDataset, read_settings
 from dmr_gym.latency import PriceSource
-from dmr_gym.metrics import Interval, OperatingPoint, Summary
+from dmr_gym.metrics import OperatingPoint
 from dmr_gym.records import PlayedPolicy, Record, episode_result, read_records
 from dmr_gym.report.records import EvaluationRecord, Pair, PointRecord, TableRecord, UseRecord, ViewerRecord
 from dmr_gym.report.runs import KL_FILE, Run, read_object

@@ -53,7 +53,7 @@ def render(worlds: Sequence[WorldRecord], made: str) -> str:
 
 def write_page(worlds: Sequence[WorldRecord], made: str, path: Path) -> int:
     """Write the page, whole or not at all; returns its size in bytes."""
-    content = render(worlds, made).encode()
+    content = render(worlds, made).encode("utf-8", "replace")  # half a pair of surrogates is no text
     write_atomically(path, lambda part: part.write_bytes(content))
     return len(content)
 

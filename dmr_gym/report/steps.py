@@ -193,7 +193,9 @@ def fits(others: Sequence[Sequence[Record]], steps: Sequence[Record]) -> bool:
     """Whether alternatives are of these very steps, and not of an earlier evaluation in the same folder."""
     if len(others) != len(steps):
         return False
-    return all(each[step["precision"]]["action"] == step.get("action") for each, step in zip(others, steps, strict=True))
+    return all(
+        each[step["precision"]]["action"] == step.get("action") for each, step in zip(others, steps, strict=True)
+    )
 
 
 def tree_path(outcomes: TreeOutcomes, steps: Sequence[Record]) -> list[int] | None:

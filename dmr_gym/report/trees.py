@@ -60,7 +60,9 @@ def read_outcomes(folder: Path, results: Mapping[str, Any], task_ids: Sequence[s
     env = {key: value for key, value in results["env"].items() if value is not None}
     env["backend"] = {"kind": "scripted"}  # nobody is asked
     config = load_config(EnvConfig, base=env)
-    prices = Prices(make_latency_model(config.latency, config.precisions), config.lambda_, config.invalid_action_penalty)
+    prices = Prices(
+        make_latency_model(config.latency, config.precisions), config.lambda_, config.invalid_action_penalty
+    )
     found = {}
     wanted = set(task_ids)
     for tree in load_trees(folder):

@@ -26,7 +26,9 @@ def read_worlds(runs: Sequence[Run], budget: int) -> list[WorldRecord]:
     share = budget // max(1, sum(run.kind == "evaluation" for run in runs))
     worlds = []
     for task, precisions in keys:
-        mine = [run for run in runs if (run.task, run.precisions) == (task, precisions) or not run.task and len(keys) == 1]
+        mine = [
+            run for run in runs if (run.task, run.precisions) == (task, precisions) or (not run.task and len(keys) == 1)
+        ]
         worlds.append(_world(task, precisions, mine, share))
     return worlds
 
