@@ -11,6 +11,7 @@ from typing import Any
 from dmr_gym.alternatives import ALTERNATIVES_FILE
 from dmr_gym.errors import ConfigError
 from dmr_gym.evaluation import BATCHES_FOLDER, EPISODES_FILE
+from dmr_gym.journal import JOURNAL_FILE
 from dmr_gym.kl_dataset import read_settings
 from dmr_gym.training import HISTORY_FILE, SETTINGS_FILE
 from dmr_gym.tree.graph import INDEX_FILE
@@ -18,7 +19,7 @@ from dmr_gym.tree.graph import INDEX_FILE
 KL_FILE = "kl.safetensors"
 
 MARKS = {
-    "evaluation": ("results.json", EPISODES_FILE),
+    "evaluation": ("results.json", EPISODES_FILE, JOURNAL_FILE),
     "kl": (KL_FILE,),
     "tree-report": ("report.json", "oracle.json"),
     "trees": (INDEX_FILE, "trees"),

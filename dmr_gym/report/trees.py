@@ -47,7 +47,7 @@ class TreeOutcomes:
 
 
 def read_outcomes(folder: Path, results: Mapping[str, Any], task_ids: Sequence[str]) -> dict[str, TreeOutcomes]:
-    """The outcomes of the trees that belong to an evaluation, by task.
+    """The outcomes of the trees that belong to an evaluation, by task; none where prices depend on the way to a state.
 
     Args:
         folder: of a panel, which agents/build_trees.py wrote.
@@ -55,7 +55,7 @@ def read_outcomes(folder: Path, results: Mapping[str, Any], task_ids: Sequence[s
         task_ids: which tasks; those without a tree are left out.
 
     Raises:
-        ConfigError: the trees are damaged, or prices are such that states have none of their own.
+        ConfigError: the trees are damaged, or of other precisions.
     """
     env = {key: value for key, value in results["env"].items() if value is not None}
     env["backend"] = {"kind": "scripted"}  # nobody is asked
