@@ -73,7 +73,7 @@ def _read(run: Run, runs: Sequence[Run], data: dict[str, Any], budget: int) -> E
         unit=prices.unit,
         prices=prices.title,
         tables=tables,
-        points=tuple(_point(policy, row) for policy, row in zip(policies, data["results"], strict=True)),
+        points=_points(policies, data["results"]),
         oracle=_oracle(data, reports, list(sizes)),
         reach=_reach(reports, data, len(sizes)),
         use=tuple(_use(count, len(names)) for count in counts),
@@ -111,12 +111,24 @@ def _table(table: Table, results: Results) -> TableRecord:
     return TableRecord(table.title, table.columns, table.rows, table.notes, table.left, kinds_of_rows)
 
 
-def _point(policy: PlayedPolicy, row: Mapping[str, Any]) -> PointRecord:
-    front = {name: row[f"pareto_distance_{name}"] == 0 for name in TIMES}
-    times = {name: row[column] for name, column in TIMES.items()}
-    intervals = {f"{name}_ci": _pair(row[f"{column}_ci"]) for name, column in TIMES.items()}
-    success = {"success": row["success"], "success_ci": _pair(row["success_ci"])}
-    return PointRecord(name=policy.name, kind=policy.kind, front=front, **success, **times, **intervals)
+def _points(policies: Sequence[PlayedPolicy], rows: Sequence[Mapping[str, Any]]) -> tuple[PointRecord, ...]:
+    points = []
+    for policy, row in zip(policies, rows, strict=True):
+        front = {name: _is_efficient(row, rows, column) for name, column in TIMES.items()}
+        times = {name: row[column] for name, column in TIMES.items()}
+        intervals = {f"{name}_ci": _pair(row[f"{column}_ci"]) for name, column in TIMES.items()}
+        success = {"success": row["success"], "success_ci": _pair(row["success_ci"])}
+        points.append(PointRecord(name=policy.name, kind=policy.kind, front=front, **success, **times, **intervals))
+    return tuple(points)
+
+
+def _is_efficient(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], column: str) -> bool:
+    """Whether no policy is as good in success and in time, and better in one of them."""
+    if row[column] is None:
+        return False
+    others = [(other["success"], other[column]) for other in rows if other[column] is not None]
+    mine = (row["success"], row[column])
+    return not any(success >= mine[0] and time <= mine[1] and (success, time) != mine for success, time in others)
 
 
 def _pair(interval: Mapping[str, float | None]) -> Pair | None:
