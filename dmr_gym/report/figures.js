@@ -62,7 +62,7 @@ function pareto(evaluation) {
       const x = px(p[column]), y = py(100 * p.success), key = `${p.kind} ${x.toFixed(1)} ${y.toFixed(1)}`;
       const label = p.kind === "random" ? "" : visible(p.name.replace(/^(router|always) /, ""));
       const there = together.get(key);
-      if (there?.label) there.label += label.replace(/^(oracle λ=|oracle |)/, ", ");
+      if (there?.label) there.label = p.kind === "oracle" ? "oracle" : `${there.label}, ${label}`;
       else together.set(key, { x, y, kind: p.kind, label });
     }
     name(chart, [...together.values()]);

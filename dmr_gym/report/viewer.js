@@ -86,7 +86,6 @@ function stepViewer(evaluation, precisions) {
     } else {
       if (same(own, other)) lines.push(h("li", {}, "The same step, and the same answer of the world."));
       else if (own[ACTION] >= 0 && own[ACTION] === other[ACTION]) lines.push(h("li", {}, "The same action."));
-      else if (own[ACTION] >= 0) lines.push(h("li", {}, h("strong", {}, "Another action.")));
       if (other[END] === 1) lines.push(h("li", {}, "It would have ", h("span", { class: "good" }, "solved"), " the task at once."));
       if (other[PLAYED]) {
         const ref = episodes[other[PLAYED][0]];
