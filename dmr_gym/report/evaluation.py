@@ -115,10 +115,19 @@ def _points(policies: Sequence[PlayedPolicy], rows: Sequence[Mapping[str, Any]])
     points = []
     for policy, row in zip(policies, rows, strict=True):
         front = {name: _is_efficient(row, rows, column) for name, column in TIMES.items()}
-        times = {name: row[column] for name, column in TIMES.items()}
-        intervals = {f"{name}_ci": _pair(row[f"{column}_ci"]) for name, column in TIMES.items()}
-        success = {"success": row["success"], "success_ci": _pair(row["success_ci"])}
-        points.append(PointRecord(name=policy.name, kind=policy.kind, front=front, **success, **times, **intervals))
+        points.append(
+            PointRecord(
+                name=policy.name,
+                kind=policy.kind,
+                success=row["success"],
+                success_ci=_pair(row["success_ci"]),
+                solved=row["time_success_s"],
+                solved_ci=_pair(row["time_success_s_ci"]),
+                all=row["time_all_s"],
+                all_ci=_pair(row["time_all_s_ci"]),
+                front=front,
+            )
+        )
     return tuple(points)
 
 

@@ -94,7 +94,8 @@ class Viewer:
         path = None if outcomes is None else tree_path(outcomes, steps)
         self._asked |= {record["task_id"]} if others is not None else set()
         self._grown |= {record["task_id"]} if path is not None else set()
-        rows, before = [], []
+        rows: list[list[Any]] = []
+        before: list[Any] = []
         for t, step in enumerate(steps):
             state = self._state(record, before)
             answer = self._answer(step, GOES_ON if t + 1 < len(steps) else SOLVED if record["success"] else ENDED)
@@ -217,7 +218,8 @@ def tree_path(outcomes: TreeOutcomes, steps: Sequence[Record]) -> list[int] | No
 
 def choose_tasks(sizes: Mapping[str, int], budget: int) -> list[str]:
     """The first tasks whose sizes fit into a budget together; at least one."""
-    chosen, total = [], 0
+    chosen: list[str] = []
+    total = 0
     for task, size in sizes.items():
         total += size
         if chosen and total > budget:
