@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import re
+import shlex
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dmr_gym.command_line import settings_of
 from dmr_gym.errors import ConfigError
 from dmr_gym.kl_dataset import KLDataset
 from dmr_gym.latency import make_latency_model
@@ -20,7 +22,7 @@ from dmr_gym.report.page import SCRIPTS, embed, render
 from dmr_gym.report.runs import find_runs
 from dmr_gym.report.steps import LONGEST_TEXT, choose_tasks
 from dmr_gym.report.trees import outcomes
-from dmr_gym.report.worlds import read_worlds
+from dmr_gym.report.worlds import _with_alternatives, read_worlds
 from dmr_gym.runs import write_json
 from dmr_gym.tree.graph import load_trees
 from dmr_gym.tree.values import Prices, best_values
@@ -278,6 +280,15 @@ def test_missing_parts_are_named_with_their_commands(recipe: ModuleType, tmp_pat
             load_recipe(Path(script).stem).main(["--help"])
         text = capsys.readouterr().out
         assert [flag for flag in flags if flag not in text] == []
+
+
+def test_the_command_for_alternatives_is_that_of_the_evaluation(toy: Path) -> None:
+    """With all of its options, so that it plays nothing anew: parsed, they are the recorded ones but for that one."""
+    record = json.loads((toy / "evaluation" / "results.json").read_text())["settings"]
+    words = shlex.split(_with_alternatives(next(run for run in find_runs([toy]) if run.kind == "evaluation")))
+    assert words[:2] == ["python", "agents/evaluate.py"]
+    args = load_recipe("evaluate").parse_args(words[2:])
+    assert settings_of(args) == record | {"alternatives": "5"}
 
 
 @pytest.mark.parametrize(

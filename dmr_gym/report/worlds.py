@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
+from typing import Any
 
 from dmr_gym.report.evaluation import read_evaluation
 from dmr_gym.report.kl import read_kls
 from dmr_gym.report.records import MissingRecord, WorldRecord
-from dmr_gym.report.runs import Run
+from dmr_gym.report.runs import Run, read_object
 from dmr_gym.report.training import read_training
+
+_REPEATED = ("set", "grpo", "ppo")
+"""Options of agents/evaluate.py that may be given more than once."""
 
 
 def read_worlds(runs: Sequence[Run], budget: int) -> list[WorldRecord]:
@@ -65,6 +70,32 @@ def _missing(runs: Sequence[Run]) -> list[MissingRecord]:
         ),
     }
     missing = [MissingRecord(*parts[kind]) for kind in parts if kind not in first]
-    if "evaluation" in first and not any(run.has_alternatives for run in runs if run.kind == "evaluation"):
-        missing.append(MissingRecord("what every precision says at each step", f"{evaluate} --alternatives 5"))
+    # Trees stand for the LLM, which cannot be asked then.
+    asked = [run for run in runs if run.kind == "evaluation" and not _settings(run).get("trees")]
+    if asked and not any(run.has_alternatives for run in asked):
+        missing.append(MissingRecord("what every precision says at each step", _with_alternatives(asked[0])))
     return missing
+
+
+def _with_alternatives(run: Run) -> str:
+    """The command that made an evaluation, which then plays nothing anew, with alternatives of its first tasks."""
+    settings = _settings(run) | {"out": str(run.path), "no_texts": False, "alternatives": 5}
+    words = ["python", "agents/evaluate.py"]
+    for name, value in settings.items():
+        flag = f"--{name.replace('_', '-')}"
+        if value is True:
+            words.append(flag)
+        elif isinstance(value, list) and name in _REPEATED:
+            words += [str(word) for each in value for word in (flag, *(each if isinstance(each, list) else [each]))]
+        elif isinstance(value, list):
+            # Forced types alone mean something where none is named.
+            words += [flag, *map(str, value)] if value or name == "force_high" else []
+        elif value is not None and value is not False:
+            words += [flag, str(value)]
+    return shlex.join(words)
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    """The command line of an evaluation, as it has it on record."""
+    settings: dict[str, Any] = read_object(run.path / "results.json").get("settings", {})
+    return settings
