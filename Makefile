@@ -1,6 +1,6 @@
 # Every target sets up .venv by itself, again whenever pyproject.toml or constraints.txt has changed.
 #
-#   make demo    collect, train and evaluate a router in both embedded worlds (WORLD=alfworld or webshop: in one)
+#   make demo    collect, train, evaluate a router in both worlds, write a report (WORLD=alfworld or webshop: in one)
 #   make test    the fast tests (make test-all: every test)
 #
 # PYTHON=python3.12 picks the interpreter of a new .venv. TORCH_ARGS is handed to the call of pip that installs PyTorch,
@@ -30,7 +30,7 @@ WORLD ?= alfworld webshop
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-demo: $(READY_TRAIN)  ## set up, then collect, train and evaluate a router in both embedded worlds
+demo: $(READY_TRAIN)  ## set up, then collect, train and evaluate a router in both embedded worlds, and write a report
 	@$(PY) agents/demo.py --out $(RUN) --world $(WORLD)
 
 test: $(READY_DEV) vllm-if-possible  ## the fast tests

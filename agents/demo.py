@@ -1,4 +1,6 @@
-"""The whole method once, small: collect KL labels, train the router, evaluate it. This is what ``make demo`` runs.
+"""The whole method once, small: collect KL labels, train the router, evaluate it, and write a report of all that.
+
+This is what ``make demo`` runs.
 
 Each stage is one of the recipes beside this file, started with the command line that is printed, so any of them can be
 run again with other options. All stages share one completion cache; a demo that was interrupted goes on quickly.
@@ -49,17 +51,26 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--epochs", type=int, default=24, metavar="N", help="most epochs of training (default: %(default)s)")
     add("--num-envs", type=int, default=16, metavar="N", help="episodes played side by side (default: %(default)s)")
     add("--seeds", type=int, default=1, metavar="N", help="runs of each random policy (default: %(default)s)")
+    add(
+        "--alternatives",
+        type=int,
+        default=2,
+        metavar="N",
+        help="test tasks at whose steps every precision is asked, for the report; 0 for none (default: %(default)s)",
+    )
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the three stages and say where their results lie."""
+    """Run the three stages in each world, write the report, and say where their results lie."""
     args = parse_args(argv)
     if args.config is not None and len(args.world) > 1:
         sys.exit("--config is for one world: name it with --world")
     began = time.perf_counter()
     for world in args.world:
         play(world, args)
+    report = args.out / "report.html"
+    run("report.py", *(args.out / world for world in args.world), "--out", report)
     print(f"\nDone in {(time.perf_counter() - began) / 60:.1f} minutes.")
     for world in args.world:
         out = args.out / world
@@ -67,6 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"accuracy and latency:  {out / 'evaluation' / 'accuracy_latency.png'}")
         print(f"KL of each step:       {out / 'kl' / 'kl_histogram.png'}")
         print(f"training curves:       tensorboard --logdir {out / 'kl-st' / 'tensorboard'}")
+    print(f"\nall of it, step by step: {report}")
 
 
 def play(world: str, args: argparse.Namespace) -> None:
@@ -78,6 +90,8 @@ def play(world: str, args: argparse.Namespace) -> None:
         options += ["--config", args.config]
     tasks: list[object] = ["--tasks", args.evaluation_tasks, "--calibration-tasks", args.evaluation_tasks]
     tasks += ["--seeds", args.seeds]
+    if args.alternatives:
+        tasks += ["--alternatives", min(args.alternatives, args.evaluation_tasks)]
     run("collect_kl.py", "--out", kl, "--tasks", args.tasks, *options)
     run("train_kl_st.py", "--data", kl, "--out", trained, "--epochs", args.epochs, *ROUTER)
     run("evaluate.py", "--router", trained / "router", "--out", evaluated, *tasks, *options)

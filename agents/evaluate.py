@@ -32,11 +32,17 @@ import argparse
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dmr_gym import trained_on
+from dmr_gym.alternatives import (
+    ALTERNATIVES_FILE,
+    Alternatives,
+    add_alternatives_option,
+    check_alternatives,
+    chosen_tasks,
+)
 from dmr_gym.command_line import add_env_options, chosen_env, first_tasks, make_envs, recipe_parser, run, settings_of
 from dmr_gym.config import EnvConfig
 from dmr_gym.deployment import (
@@ -66,7 +72,7 @@ from dmr_gym.figures import draw_accuracy_latency
 from dmr_gym.journal import Journal
 from dmr_gym.latency import PriceSource
 from dmr_gym.parts import prices_of
-from dmr_gym.records import read_policies, step_alternatives
+from dmr_gym.records import read_policies
 from dmr_gym.result_tables import result_tables
 from dmr_gym.results import ROUTED, Results, of_tasks, oracle_points, read_oracle, tabulate
 from dmr_gym.router import PrecisionRouter
@@ -130,15 +136,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--batches", type=Path, metavar="DIR", help="folder of saved batches, shared by evaluations (default: in --out)"
     )
     add("--no-texts", action="store_true", help="leave observations, actions and completions out of episodes.jsonl")
-    add(
-        "--alternatives",
-        action="store_true",
-        help="record what every precision would have done at each step, and its KL; costs LLM calls",
-    )
+    add_alternatives_option(parser)
     add_calibration_options(parser)
     add_env_options(parser)
     args = parser.parse_args(argv)
     check_calibration_args(args)
+    check_alternatives(args)
     check_args(args)
     return args
 
@@ -152,10 +155,6 @@ def check_args(args: argparse.Namespace) -> None:
     for name in ("seeds", "batch"):
         if getattr(args, name) < 1:
             raise ConfigError(f"--{name} must be at least 1, got {getattr(args, name)}")
-    if args.alternatives and args.trees is not None:
-        raise ConfigError("--alternatives asks the LLM, which trees stand for: leave --trees out")
-    if args.alternatives and args.no_texts:
-        raise ConfigError("--alternatives are texts: leave --no-texts out")
     if not all(0 <= lambda_ < float("inf") for lambda_ in args.lambdas):
         raise ConfigError(f"--lambdas must be finite numbers of at least 0, got {args.lambdas}")
     for name in ROUTED[1:]:
@@ -219,18 +218,22 @@ def main(argv: Sequence[str] | None = None) -> None:
             {"panel": args.panel, **digests},
             batch=args.batch,
             texts=not args.no_texts,
-            alternatives=alternatives(envs, config, args.panel) if args.alternatives else None,
             stop=stop,
         )
         play(arena, teams, calibrations, config, args)
         episodes = args.out / EPISODES_FILE
         arena.write_episodes(episodes)
+        if args.alternatives is not None:
+            task = make_task(config.task, **{**config.task_kwargs, "panel": args.panel})
+            asked = Alternatives(task, envs.backend, SamplingParams(**config.sampling))
+            arena.write_alternatives(args.out / ALTERNATIVES_FILE, chosen_tasks(args.alternatives, task_ids), asked)
     lambdas = [*args.lambdas, *(team.lambda_ for team in teams if team.lambda_ is not None)]
     policies = read_policies(episodes, len(config.precisions))
     results = tabulate(policies, config.lambda_, args.resamples, lambdas, oracle)
     write_json(args.out / "results.json", {**entry, **results.data, **provenance()})
     show(results, args, entry, oracle)
-    made = {name: file_digest(args.out / name) for name in (episodes.name, "results.json")}
+    names = (episodes.name, "results.json", *([ALTERNATIVES_FILE] if args.alternatives else []))
+    made = {name: file_digest(args.out / name) for name in names}
     journal.end({"episodes_played": arena.new_episodes, "sha256": made})
 
 
@@ -284,12 +287,6 @@ def describe(team: Team) -> dict[str, Any]:
     """What the record says of routers."""
     each = [{"digest": router.digest(), "trained_on": router.trained_on} for router in team.routers]
     return {"kind": team.kind, "lambda": team.lambda_, "seeds": each}
-
-
-def alternatives(envs: Any, config: EnvConfig, panel: str) -> Any:
-    """What says what else could have been done in an episode, in a world of its own."""
-    task = make_task(config.task, **{**config.task_kwargs, "panel": panel})
-    return partial(step_alternatives, task=task, backend=envs.backend)
 
 
 def play(

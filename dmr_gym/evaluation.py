@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
+from dmr_gym.alternatives import Alternatives
 from dmr_gym.config import EnvConfig
 from dmr_gym.deployment import deciding_settings, forcing
 from dmr_gym.policies import FixedPrecision, Policy, RandomPolicy, RouterPolicy
 from dmr_gym.records import FORMAT, Record, episode_record, read_records
-from dmr_gym.rollout import Trajectory, rollout
+from dmr_gym.rollout import rollout
 from dmr_gym.runs import content_address, write_atomically
 from dmr_gym.training import Stop
 from dmr_gym.vector import PrecisionRoutingVectorEnv
@@ -152,7 +153,6 @@ class Arena:
         digests: plain data on which episodes depend beside the settings: panel, digests of models and of the encoder.
         batch: episodes that are saved together.
         texts: whether records keep what was said.
-        alternatives: gives what else could have been done at each step, or None.
         stop: asked after each batch whether the run is to end.
     """
 
@@ -166,13 +166,11 @@ class Arena:
         *,
         batch: int = 32,
         texts: bool = True,
-        alternatives: Callable[[Trajectory], list[list[Record]]] | None = None,
         stop: Stop | None = None,
     ) -> None:
         self.envs, self.task_ids, self.batch, self._folder = envs, list(task_ids), batch, folder
-        self._texts, self._alternatives, self._stop = texts, alternatives, stop
-        self._basis = {"format": FORMAT, "env": deciding_settings(config), **digests}
-        self._basis |= {"texts": texts, "alternatives": alternatives is not None}
+        self._texts, self._stop = texts, stop
+        self._basis = {"format": FORMAT, "env": deciding_settings(config), **digests, "texts": texts}
         self._played: list[tuple[Contender, list[Path]]] = []
         self.new_episodes = 0
 
@@ -180,8 +178,7 @@ class Arena:
         """Play whatever episodes of a contender are missing."""
         paths: list[Path] = []
         total = len(contender.policies) * len(self.task_ids)
-        interval = 0.2 if sys.stderr.isatty() else 10.0
-        with tqdm(total=total, desc=contender.name, unit="episode", mininterval=interval) as bar:
+        with tqdm(total=total, desc=contender.name, unit="episode", mininterval=_interval()) as bar:
             for seed, (policy, identity) in enumerate(zip(contender.policies, contender.identities, strict=True)):
                 for start in range(0, len(self.task_ids), self.batch):
                     tasks = self.task_ids[start : start + self.batch]
@@ -219,22 +216,47 @@ class Arena:
 
         write_atomically(path, write)
 
-    def _records(self, contender: Contender) -> Iterator[Record]:
+    def write_alternatives(self, path: Path, task_ids: Sequence[str], alternatives: Alternatives) -> None:
+        """Ask every precision at each step of the episodes of some tasks; those asked about earlier are on disk.
+
+        Args:
+            path: of the file, a line an episode in the order of `write_episodes`.
+            task_ids: which tasks.
+            alternatives: that asks.
+        """
+        chosen, lines = set(task_ids), []
+        episodes = [(c.name, record) for c, _ in self._played for record in self._records(c, chosen)]
+        for policy, record in tqdm(episodes, desc="alternatives", unit="episode", mininterval=_interval()):
+            line = {"format": FORMAT, "policy": policy, "task_id": record["task_id"], "seed": record["seed"]}
+            lines.append(json.dumps(line | {"steps": self._alternatives_of(record, alternatives)}) + "\n")
+        write_atomically(path, lambda part: part.write_text("".join(lines), encoding="utf-8"))
+
+    def _alternatives_of(self, record: Record, alternatives: Alternatives) -> list[list[Record]]:
+        """From disk, or asked for and kept there: an episode is a function of task, seed and precisions."""
+        precisions = [step["precision"] for step in record["steps"]]
+        name = content_address([self._basis, "alternatives", record["task_id"], record["seed"], precisions])
+        path = self._folder / f"{name}.jsonl"
+        if path.is_file():
+            [kept] = read_records(path)
+            alternatives.remember(record, kept["steps"])
+            found: list[list[Record]] = kept["steps"]
+            return found
+        found = alternatives.of(record)
+        text = json.dumps({"format": FORMAT, "steps": found}) + "\n"
+        write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
+        if self._stop is not None:
+            self._stop.leave("the alternatives of an episode")
+        return found
+
+    def _records(self, contender: Contender, tasks: Collection[str] | None = None) -> Iterator[Record]:
         for path in next(paths for played, paths in self._played if played is contender):
-            yield from read_records(path)
+            yield from (record for record in read_records(path) if tasks is None or record["task_id"] in tasks)
 
     def _play_batch(self, path: Path, policy: Policy, seed: int, tasks: list[str], bar: Any) -> None:
         played = rollout(
             self.envs, policy, tasks, first_repeat=seed, keep_turns=True, on_episode=lambda _: bar.update()
         )
-        records = [
-            episode_record(
-                trajectory,
-                texts=self._texts,
-                alternatives=None if self._alternatives is None else self._alternatives(trajectory),
-            )
-            for trajectory in played
-        ]
+        records = [episode_record(trajectory, texts=self._texts) for trajectory in played]
         text = "".join(json.dumps(record) + "\n" for record in records)
         write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
         self.new_episodes += len(records)
@@ -244,3 +266,8 @@ class Arena:
     def _path(self, identity: Mapping[str, Any], seed: int, tasks: Sequence[str]) -> Path:
         name = content_address([self._basis, dict(identity), seed, list(tasks)])
         return self._folder / f"{name}.jsonl"
+
+
+def _interval() -> float:
+    """Seconds between two pictures of a progress bar: a log file gets fewer."""
+    return 0.2 if sys.stderr.isatty() else 10.0

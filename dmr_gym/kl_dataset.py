@@ -121,14 +121,7 @@ def label_trajectory(
     Returns:
         A data set of one trajectory.
     """
-    kls = np.zeros((2, len(trajectory.turns), len(backend.precisions) - 1), dtype=np.float32)
-    for t, turn, (*lower_answers, high_answer) in _scored(trajectory.turns, backend, top_k):
-        if not len(high_answer.token_ids):
-            continue  # nothing was said, so nothing can differ
-        masks = (action_tokens(high_answer.tokens, turn.step.action), None)
-        for p, answer in enumerate(lower_answers):
-            for block, mask in enumerate(masks):
-                kls[block, t, p] = step_kl(high_answer, answer, direction=direction, reduce=reduce, token_mask=mask)
+    kls = turn_kls(trajectory.turns, backend, direction=direction, reduce=reduce, top_k=top_k)
     return KLDataset(
         rows=trajectory.rows[:-1],
         kl_action=kls[0],
@@ -139,6 +132,37 @@ def label_trajectory(
         step_types=trajectory.step_types,
         task_ids=(trajectory.key.task_id,),
     )
+
+
+def turn_kls(
+    turns: Sequence[Turn],
+    backend: Backend,
+    *,
+    direction: Direction = "high_low",
+    reduce: Reduction = "mean",
+    top_k: int | None = None,
+) -> FloatArray:
+    """How far every lower precision is from the highest along what was said in each of T turns.
+
+    Args:
+        turns: of the highest precision.
+        backend: scores the completions under every precision.
+        direction: see `dmr_gym.kl.step_kl`.
+        reduce: see `dmr_gym.kl.step_kl`.
+        top_k: vocabulary entries kept a token; None is exact, less is a lower bound.
+
+    Returns:
+        (2, T, P - 1) float32 nats: over the tokens of the action, and over all of the completion.
+    """
+    kls = np.zeros((2, len(turns), len(backend.precisions) - 1), dtype=np.float32)
+    for t, turn, (*lower_answers, high_answer) in _scored(turns, backend, top_k):
+        if not len(high_answer.token_ids):
+            continue  # nothing was said, so nothing can differ
+        masks = (action_tokens(high_answer.tokens, turn.step.action), None)
+        for p, answer in enumerate(lower_answers):
+            for block, mask in enumerate(masks):
+                kls[block, t, p] = step_kl(high_answer, answer, direction=direction, reduce=reduce, token_mask=mask)
+    return kls
 
 
 def _scored(

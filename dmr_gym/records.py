@@ -8,37 +8,30 @@ Shapes: T steps, P precisions.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dmr_gym.errors import ConfigError
-from dmr_gym.kl_dataset import label_trajectory
 from dmr_gym.metrics import EpisodeResult
 from dmr_gym.rollout import Trajectory
-from dmr_gym.types import Backend, Completion, Task, TaskStep
+from dmr_gym.types import Completion, TaskStep
 
 FORMAT = 1
 """Raised whenever a key of a record changes its meaning."""
 
-LARGEST_KL = 1e4
-"""What an infinite KL is written as, in nats."""
-
 Record = dict[str, Any]
 
 
-def episode_record(
-    trajectory: Trajectory, *, texts: bool = True, alternatives: Sequence[Sequence[Record]] | None = None
-) -> Record:
+def episode_record(trajectory: Trajectory, *, texts: bool = True) -> Record:
     """Reduce an episode to plain data.
 
     Args:
         trajectory: with its turns.
         texts: whether observations, actions and completions are kept.
-        alternatives: T lists of what each precision would have done, from `step_alternatives`.
     """
     t, steps = trajectory, []
     for i, turn in enumerate(t.turns):
@@ -55,9 +48,7 @@ def episode_record(
             "invalid_action": turn.step.invalid_reason is not None,
         }
         if texts:
-            step |= _said(turn.completion, turn.step)
-        if alternatives is not None:
-            step["alternatives"] = list(alternatives[i])
+            step |= said(turn.completion, turn.step)
         steps.append(step)
     last = t.turns[-1].step
     record: Record = {
@@ -72,44 +63,6 @@ def episode_record(
     if texts and t.start is not None:
         record |= {"instruction": t.start.instruction, "observation": t.start.observation}
     return record | {"steps": steps}
-
-
-def step_alternatives(trajectory: Trajectory, task: Task, backend: Backend) -> list[list[Record]]:
-    """What each precision would have said at each step of an episode, where it would have led, and its KL.
-
-    Every precision completes the prompt of the step, and a copy of the world carries that out for one step. The KL is
-    the one that KL-ST learns from (`dmr_gym.kl_dataset.label_trajectory`): of each lower precision to the highest,
-    along the highest's completion.
-
-    Args:
-        trajectory: with its turns.
-        task: a world of the episode's panel, which nobody else uses.
-        backend: the LLM copies.
-
-    Returns:
-        T lists of P objects in ascending precision: action, observation, completion, invalid_reason, success, and kl in
-        nats, None for the highest and at most `LARGEST_KL`, as JSON has no infinity.
-    """
-    requests = [replace(turn.request, precision=name) for turn in trajectory.turns for name in backend.precisions]
-    answers = iter(backend.generate(requests))
-    task.reset(trajectory.key.task_id)
-    found: list[list[Record]] = []
-    by_high = []
-    for turn in trajectory.turns:
-        state, each = task.snapshot(), []
-        for _ in backend.precisions:
-            completion = next(answers)
-            step = task.step(completion.text)
-            task.restore(state)
-            each.append(_said(completion, step) | {"success": step.success})
-        by_high.append(turn._replace(completion=completion, step=step))
-        task.step(turn.completion.text)
-        found.append(each)
-    kls = label_trajectory(replace(trajectory, turns=tuple(by_high)), backend).kl_action  # (T, P - 1)
-    for each, row in zip(found, kls.tolist(), strict=True):
-        for alternative, kl in zip(each, [*row, None], strict=True):
-            alternative["kl"] = None if kl is None else min(kl, LARGEST_KL)
-    return found
 
 
 @dataclass(frozen=True)
@@ -192,7 +145,8 @@ def episode_result(record: Mapping[str, Any], n_precisions: int) -> EpisodeResul
     )
 
 
-def _said(completion: Completion, step: TaskStep) -> Record:
+def said(completion: Completion, step: TaskStep) -> Record:
+    """The texts of a step: what was said, how it was read, and what came of it."""
     return {
         "action": step.action,
         "observation": step.observation,

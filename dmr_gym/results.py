@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from dmr_gym.errors import ConfigError
 from dmr_gym.metrics import (
     Difference,
     EpisodeResult,
+    Interval,
     OperatingPoint,
     Selection,
     Summary,
@@ -144,6 +145,37 @@ def tabulate(
         "gap_recovered": _gap_recovered(pairs),
     }
     return Results(list(policies), summaries, differences, data)
+
+
+def read_results(data: Mapping[str, Any], policies: Sequence[PlayedPolicy]) -> Results:
+    """What `tabulate` returned, from the ``results.json`` that an evaluation has made of it.
+
+    Args:
+        data: the object in the file.
+        policies: of the episodes beside it.
+
+    Raises:
+        ConfigError: rows of other policies.
+    """
+    rows = {row["policy"]: row for row in data["results"]}
+    if list(rows) != [policy.name for policy in policies]:
+        raise ConfigError("results.json and episodes.jsonl are of different runs: run agents/evaluate.py again")
+    summaries = [
+        Summary(**{field.name: _number(row[field.name]) for field in fields(Summary)}) for row in rows.values()
+    ]
+    names = [field.name for field in fields(Difference)]
+    differences = [Difference(**{name: _number(row[name]) for name in names}) for row in data["differences"]]
+    gaps = {kind: gap | {"apgr": _number(gap["apgr"])} for kind, gap in data["gap_recovered"].items()}
+    return Results(list(policies), summaries, differences, {**data, "gap_recovered": gaps})
+
+
+def _number(value: Any) -> Any:
+    """A value of a row as it was before JSON: null was NaN, lists were tuples, pairs of ends intervals."""
+    if value is None:
+        return math.nan
+    if isinstance(value, Mapping):
+        return Interval(_number(value["low"]), _number(value["high"]))
+    return tuple(map(_number, value)) if isinstance(value, list) else value
 
 
 def point(policy: PlayedPolicy, summary: Summary, column: str) -> OperatingPoint:

@@ -189,7 +189,7 @@ def test_the_router_says_what_it_was_trained_on(trained):
 
 
 @pytest.mark.slow
-def test_the_demo_runs_all_three_stages(root_folder, tmp_path):
+def test_the_demo_runs_all_stages_and_writes_the_report(root_folder, tmp_path):
     """What `make demo` runs, on the toy world: every stage's result is there and is named on the terminal."""
     options = ["--out", str(tmp_path), "--world", "toy", "--tasks", "16", "--evaluation-tasks", "6"]
     options += ["--epochs", "2", "--seeds", "1"]
@@ -210,9 +210,13 @@ def test_the_demo_runs_all_three_stages(root_folder, tmp_path):
         str(tmp_path / "toy" / "evaluation" / "accuracy_latency.png"),
         str(tmp_path / "toy" / "kl" / "kl_histogram.png"),
         f"tensorboard --logdir {tmp_path / 'toy' / 'kl-st' / 'tensorboard'}",
+        str(tmp_path / "report.html"),
     ]
     ends = [done.stdout.rindex(path) for path in paths]
-    assert done.stdout.rindex("Paired differences") < ends[0] < ends[1] < ends[2]
+    assert done.stdout.rindex("Paired differences") < ends[0] < ends[1] < ends[2] < ends[3]
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert all(f'"{part}":[{{' in page for part in ("evaluations", "kls", "trainings"))
+    assert '"asked_tasks":2' in page
 
 
 @pytest.mark.parametrize("recipe", ["collect_kl", "train_kl_st", "calibrate", "evaluate"])

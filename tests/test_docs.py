@@ -9,16 +9,18 @@ from pathlib import Path
 import pytest
 
 import dmr_gym
+from dmr_gym.alternatives import Alternatives
 from dmr_gym.evaluation import single_precision
 from dmr_gym.latency import TABLE_3
 from dmr_gym.policies import FixedPrecision
-from dmr_gym.records import episode_record, step_alternatives
+from dmr_gym.records import episode_record
 from dmr_gym.rollout import rollout
 from dmr_gym.tasks.alfworld.task import AlfworldTask
 from dmr_gym.tasks.toy import ToyTask
 from dmr_gym.tasks.webshop import panels
 from dmr_gym.tasks.webshop.fixes import FIXES
 from dmr_gym.tasks.webshop.task import WebshopTask
+from dmr_gym.types import SamplingParams
 from dmr_gym.vector import PrecisionRoutingVectorEnv
 
 PAGES = Path(__file__).parents[1] / "docs" / "environments"
@@ -66,11 +68,11 @@ def test_the_page_of_webshop_names_the_rows_of_table_3_and_the_sizes_of_the_pane
 
 
 def test_the_page_of_evaluation_names_every_key_of_an_episode() -> None:
-    """The three tables of keys are those of a record with alternatives, read from `dmr_gym.records`."""
+    """The three tables of keys are those of a record, of its steps, and of what else could have been done."""
     envs = PrecisionRoutingVectorEnv(1, autoreset_mode="Disabled", **dmr_gym.ENV_IDS["DMR-Toy-v0"])
     [episode] = rollout(envs, FixedPrecision(1), envs.task_ids[:1], keep_turns=True)
-    found = step_alternatives(episode, ToyTask(), envs.backend)
-    record = single_precision(1, envs.precisions).head() | episode_record(episode, alternatives=found)
+    record = single_precision(1, envs.precisions).head() | episode_record(episode)
+    [alternative, _] = Alternatives(ToyTask(), envs.backend, SamplingParams()).of(record)[0]
     text = (PAGES.parent / "evaluation.md").read_text(encoding="utf-8")
     tables = text.partition("### episodes.jsonl")[2].partition("## Metrics")[0].split("\n\n")
     named = [
@@ -79,4 +81,4 @@ def test_the_page_of_evaluation_names_every_key_of_an_episode() -> None:
         if table.startswith("| key")
     ]
     step = record["steps"][0]
-    assert named == [set(record), set(step), set(step["alternatives"][0])]
+    assert named == [set(record), set(step), set(alternative)]

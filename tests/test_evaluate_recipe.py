@@ -285,6 +285,7 @@ def test_the_gap_to_an_oracle_is_what_its_returns_say(recipe: ModuleType, router
         (["--grpo", "0.1", "a", "--grpo", "0.10", "b"], "--grpo names a λ twice"),
         (["--grpo", "0.1", "a", "b"], "one router or one for each of 3 --seeds, got 2"),
         (["--alternatives", "--no-texts"], "--alternatives are texts"),
+        (["--alternatives", "0"], "--alternatives takes a number of tasks of at least 1, or all, got '0'"),
         (["--oracle", "nowhere.json"], "no oracle at nowhere.json"),
         (["--thresholds", "a", "b"], "--thresholds needs one file a router: 2 for 1"),
         (["--set", "encoder.dim=32"], "step embeddings of width 64, but the environment's encoder gives 32"),

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from dmr_gym.alternatives import Alternatives, read_alternatives
 from dmr_gym.kl_dataset import KLDataset, read_settings
 from dmr_gym.router import PrecisionRouter, RouterConfig
 from dmr_gym.tasks.toy import make_signs
@@ -124,21 +125,55 @@ def new_router(path: Path, dim: int, n_precisions: int = 2) -> Path:
     return path
 
 
-def test_alternatives_stand_beside_every_step(tmp_path: Path) -> None:
-    """What each of four precisions would have said there, in the states that the policy itself visited."""
+def test_alternatives_are_recorded_for_the_first_tasks(tmp_path: Path) -> None:
+    """What each of four precisions would have said, in the states that a policy itself visited; kept over runs."""
     env = world(tmp_path, list(PRICES))
     router = new_router(tmp_path / "router", 64, 4)
-    options = ["--router", str(router), "--out", str(tmp_path / "out"), "--tasks", "2", "--budgets", "0.4"]
-    load_recipe("evaluate").main([*options, *env, "--no-random", "--alternatives", "--resamples", "10"])
-    for line in lines_of(tmp_path / "out"):
+    options = ["--router", str(router), "--out", str(tmp_path / "out"), "--tasks", "3", "--budgets", "0.4", *env]
+    options += ["--no-random", "--resamples", "10"]
+    load_recipe("evaluate").main(options)
+    episodes = (tmp_path / "out" / "episodes.jsonl").read_bytes()
+    load_recipe("evaluate").main([*options, "--alternatives", "2"])
+    assert (tmp_path / "out" / "episodes.jsonl").read_bytes() == episodes
+    found = read_alternatives(tmp_path / "out" / "alternatives.jsonl")
+    lines = [line for line in lines_of(tmp_path / "out") if not line["task_id"].endswith("002")]
+    assert [(line["policy"], line["task_id"], line["seed"]) for line in lines] == list(found)
+    for line, steps in zip(lines, found.values(), strict=True):
         signs, place = make_signs(line["task_id"], 8), 0
-        for step in line["steps"]:
-            said = [other["action"] for other in step["alternatives"]]
+        for step, others in zip(line["steps"], steps, strict=True):
+            said = [other["action"] for other in others]
             assert said == [ANSWERS[name][signs[place].text] for name in PRICES]
             assert said[step["precision"]] == step["action"]
-            assert step["alternatives"][step["precision"]]["observation"] == step["observation"]
-            assert [other["kl"] is None for other in step["alternatives"]] == [False, False, False, True]
+            assert others[step["precision"]]["observation"] == step["observation"]
+            assert [other["kl"] is None for other in others] == [False, False, False, True]
             place = place + 1 if step["action"] == f"go {signs[place].way}" else 0
+
+
+def test_alternatives_of_an_earlier_run_are_not_asked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that dies at the fourth episode keeps three; the next one ends in the same file as one left alone."""
+    env, router = world(tmp_path, ["w2", "bf16"]), new_router(tmp_path / "router", 64)
+    options = ["--router", str(router), "--tasks", "4", "--budgets", "0.4", "--no-random", "--resamples", "10", *env]
+    options += ["--alternatives"]
+    load_recipe("evaluate").main([*options, "--out", str(tmp_path / "whole")])
+    real, asked = Alternatives.of, []
+
+    def dying(self: Alternatives, record: dict[str, Any]) -> Any:
+        asked.append(record["task_id"])
+        if len(asked) == 4:
+            raise KeyboardInterrupt
+        return real(self, record)
+
+    monkeypatch.setattr(Alternatives, "of", dying)
+    with pytest.raises(KeyboardInterrupt):
+        load_recipe("evaluate").main([*options, "--out", str(tmp_path / "broken")])
+    load_recipe("evaluate").main([*options, "--out", str(tmp_path / "broken")])
+    lines = lines_of(tmp_path / "whole")
+    different = {(line["task_id"], *(step["precision"] for step in line["steps"])) for line in lines}
+    assert len(asked) == len(different) + 1
+    files = [(tmp_path / name / "alternatives.jsonl").read_bytes() for name in ("whole", "broken")]
+    assert files[0] == files[1]
 
 
 def test_texts_can_be_left_out(tmp_path: Path) -> None:

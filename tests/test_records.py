@@ -1,20 +1,17 @@
-"""The record of an episode: what each key says, what else could have been done, and files that are no record."""
+"""The record of an episode: what each key says, and files that are no record."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from dmr_gym import ENV_IDS
 from dmr_gym.errors import ConfigError
-from dmr_gym.kl_dataset import label_trajectory
 from dmr_gym.policies import FixedPrecision
-from dmr_gym.records import FORMAT, LARGEST_KL, episode_record, read_policies, read_records, step_alternatives
+from dmr_gym.records import FORMAT, episode_record, read_policies, read_records
 from dmr_gym.rollout import Trajectory, rollout
-from dmr_gym.tasks import make_task
 from dmr_gym.tasks.toy import make_signs
 from dmr_gym.vector import PrecisionRoutingVectorEnv
 
@@ -59,59 +56,6 @@ def test_an_episode_that_runs_out_of_steps_says_so(envs: PrecisionRoutingVectorE
     assert (record["success"], record["cap_reached"], len(record["steps"])) == (False, True, 50)
     assert set(record) == KEYS - {"instruction", "observation"}
     assert "action" not in record["steps"][0]
-
-
-def test_alternatives_are_what_each_precision_would_have_done(
-    envs: PrecisionRoutingVectorEnv, solved: Trajectory
-) -> None:
-    """At a fallen sign low precision goes the wrong way, back to the first sign; elsewhere both go on."""
-    signs = make_signs(TASK, 8)
-    found = step_alternatives(solved, make_task("toy", panel="train"), envs.backend)
-    assert [len(each) for each in found] == [2] * 8
-    for t, (low, high) in enumerate(found):
-        turn = solved.turns[t]
-        assert (high["action"], high["observation"]) == (turn.step.action, turn.step.observation)
-        assert (low["action"] == high["action"]) is not signs[t].fallen
-        assert low["observation"] == (signs[0].text if signs[t].fallen else high["observation"])
-    assert [high["success"] for _, high in found] == [False] * 7 + [True]
-
-
-def test_the_kl_of_alternatives_is_that_of_the_labels(envs: PrecisionRoutingVectorEnv, solved: Trajectory) -> None:
-    """On high precision's own episode it is what agents/collect_kl.py records; the highest has none."""
-    found = step_alternatives(solved, make_task("toy", panel="train"), envs.backend)
-    expected = label_trajectory(solved, envs.backend).kl_action[:, 0]
-    assert [low["kl"] for low, _ in found] == pytest.approx(expected.tolist())
-    assert all(high["kl"] is None for _, high in found)
-
-
-def test_alternatives_follow_the_states_that_were_visited(envs: PrecisionRoutingVectorEnv, solved: Trajectory) -> None:
-    """Low precision's own episode: the high one always knows the way, and KL is along what that one says."""
-    [lost] = rollout(envs, FixedPrecision(0), [TASK], keep_turns=True)
-    found = step_alternatives(lost, make_task("toy", panel="train"), envs.backend)
-    signs = make_signs(TASK, 8)
-    place = 0
-    for low, high in found:
-        assert high["action"] == f"go {signs[place].way}"
-        place = place + 1 if low["action"] == high["action"] else 0
-    # Up to the first fallen sign, and there, both precisions have seen the same.
-    shared = [sign.fallen for sign in signs].index(True) + 1
-    expected = label_trajectory(solved, envs.backend).kl_action[:shared, 0]
-    assert [low["kl"] for low, _ in found[:shared]] == pytest.approx(expected.tolist())
-
-
-def test_an_infinite_kl_is_written_as_a_number(
-    envs: PrecisionRoutingVectorEnv, solved: Trajectory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """JSON has no infinity."""
-    real = label_trajectory
-
-    def infinite(*args: object) -> object:
-        labels = real(*args)
-        return replace(labels, kl_action=labels.kl_action + float("inf"))
-
-    monkeypatch.setattr("dmr_gym.records.label_trajectory", infinite)
-    found = step_alternatives(solved, make_task("toy", panel="train"), envs.backend)
-    assert {low["kl"] for low, _ in found} == {LARGEST_KL}
 
 
 def line(policy: str, task: str, precisions: list[int], **changes: object) -> str:

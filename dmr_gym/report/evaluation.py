@@ -1,0 +1,227 @@
+"""Read an evaluation: tables and points from results.json, use of precisions and episodes from episodes.jsonl."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dmr_gym.alternatives import ALTERNATIVES_FILE, read_alternatives
+from dmr_gym.errors import ConfigError
+from dmr_gym.evaluation import EPISODES_FILE
+from dmr_gym.kl_dataset import KLDataset, read_settings
+from dmr_gym.latency import PriceSource
+from dmr_gym.metrics import OperatingPoint
+from dmr_gym.records import PlayedPolicy, Record, episode_result, read_records
+from dmr_gym.report.records import EvaluationRecord, Pair, PointRecord, TableRecord, UseRecord, ViewerRecord
+from dmr_gym.report.runs import KL_FILE, Run, read_object
+from dmr_gym.report.steps import choose_tasks, gather, size_of
+from dmr_gym.report.trees import read_outcomes
+from dmr_gym.result_tables import result_tables
+from dmr_gym.results import TIMES, Results, oracle_points, read_oracle, read_results
+from dmr_gym.tables import Table
+from dmr_gym.types import SamplingParams
+
+_SHARE_OF_LINES = 0.4
+"""Bytes that an episode takes on the page, for each byte of its line: first guess, corrected by measuring."""
+
+
+@dataclass
+class _Counts:
+    """What is added up over a policy's episodes."""
+
+    head: Record
+    high: Counter[int] = field(default_factory=Counter)
+    steps: Counter[int] = field(default_factory=Counter)
+    by_type: dict[str, Counter[int]] = field(default_factory=dict)
+
+
+def read_evaluation(run: Run, runs: Sequence[Run], budget: int) -> EvaluationRecord:
+    """Read an evaluation, and what other runs say of its tasks.
+
+    Args:
+        run: the evaluation.
+        runs: all runs of its world: trees, oracles and KLs of its panel are taken from them.
+        budget: bytes that its episodes may take on the page.
+
+    Raises:
+        ConfigError: files that are damaged or of another format.
+    """
+    data = read_object(run.path / "results.json")
+    try:
+        return _read(run, runs, data, budget)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"{run.path / 'results.json'} lacks {error}: run agents/evaluate.py again, which writes it anew"
+        ) from error
+
+
+def _read(run: Run, runs: Sequence[Run], data: dict[str, Any], budget: int) -> EvaluationRecord:
+    names, panel = data["precisions"], data["settings"]["panel"]
+    policies, counts, sizes = _scan(run.path / EPISODES_FILE, len(names))
+    prices, results = PriceSource(**data["latency"]), read_results(data, policies)
+    tables = tuple(_table(table, results) for table in result_tables(results, names, prices))
+    reports = [each.path for each in runs if each.kind == "tree-report"]
+    return EvaluationRecord(
+        folder=str(run.path),
+        panel=panel,
+        tasks=len(sizes),
+        unit=prices.unit,
+        prices=prices.title,
+        tables=tables,
+        points=_points(policies, data["results"]),
+        oracle=_oracle(data, reports, list(sizes)),
+        reach=_reach(reports, data, len(sizes)),
+        use=tuple(_use(count, len(names)) for count in counts),
+        viewer=_viewer(run, runs, data, sizes, budget),
+        made=_made(data, run.path),
+    )
+
+
+def _scan(path: Path, n_precisions: int) -> tuple[list[PlayedPolicy], list[_Counts], dict[str, int]]:
+    """One pass over the episodes: policies, use of precisions, and bytes of each task's lines."""
+    counts: dict[str, _Counts] = {}
+    episodes: dict[str, list[Any]] = {}
+    sizes: Counter[str] = Counter()
+    for record in read_records(path):
+        name, high = record["policy"], n_precisions - 1
+        count = counts.setdefault(name, _Counts({key: record[key] for key in ("kind", "like", "budget", "lambda")}))
+        episodes.setdefault(name, []).append(episode_result(record, n_precisions))
+        for t, step in enumerate(record["steps"]):
+            count.steps[t] += 1
+            count.high[t] += step["precision"] == high
+            count.by_type.setdefault(step["step_type"], Counter())[step["precision"]] += 1
+            sizes[record["task_id"]] += 200 + sum(len(step.get(key) or "") for key in ("observation", "completion"))
+    policies = []
+    for name, count in counts.items():
+        count.head["policy"] = name
+        head = count.head
+        policy = PlayedPolicy(name, head["kind"], head["like"], head["budget"], head["lambda"], tuple(episodes[name]))
+        policies.append(policy)
+    return policies, list(counts.values()), dict(sizes)
+
+
+def _table(table: Table, results: Results) -> TableRecord:
+    kinds = {policy.name: policy.kind for policy in results.policies}
+    kinds_of_rows = tuple(kinds.get(row[0], "") for row in table.rows)
+    return TableRecord(table.title, table.columns, table.rows, table.notes, table.left, kinds_of_rows)
+
+
+def _points(policies: Sequence[PlayedPolicy], rows: Sequence[Mapping[str, Any]]) -> tuple[PointRecord, ...]:
+    points = []
+    for policy, row in zip(policies, rows, strict=True):
+        front = {name: _is_efficient(row, rows, column) for name, column in TIMES.items()}
+        points.append(
+            PointRecord(
+                name=policy.name,
+                kind=policy.kind,
+                success=row["success"],
+                success_ci=_pair(row["success_ci"]),
+                solved=row["time_success_s"],
+                solved_ci=_pair(row["time_success_s_ci"]),
+                all=row["time_all_s"],
+                all_ci=_pair(row["time_all_s_ci"]),
+                front=front,
+            )
+        )
+    return tuple(points)
+
+
+def _is_efficient(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], column: str) -> bool:
+    """Whether no policy is as good in success and in time, and better in one of them."""
+    if row[column] is None:
+        return False
+    others = [(other["success"], other[column]) for other in rows if other[column] is not None]
+    mine = (row["success"], row[column])
+    return not any(success >= mine[0] and time <= mine[1] and (success, time) != mine for success, time in others)
+
+
+def _pair(interval: Mapping[str, float | None]) -> Pair | None:
+    low, high = interval["low"], interval["high"]
+    return None if low is None or high is None else (low, high)
+
+
+def _oracle(data: Mapping[str, Any], reports: Sequence[Path], task_ids: Sequence[str]) -> tuple[PointRecord, ...]:
+    """The best routing of these tasks, from the evaluation's own oracle or from a report on trees."""
+    given = data["settings"].get("oracle")
+    paths = [*([Path(given)] if given else []), *(report / "oracle.json" for report in reports)]
+    for path in filter(Path.is_file, paths):
+        oracle = read_oracle(path)
+        whole = {x: {t: best[t] for t in task_ids} for x, best in oracle.items() if all(t in best for t in task_ids)}
+        if whole:
+            return tuple(map(_oracle_point, oracle_points(whole)))
+    return ()
+
+
+def _oracle_point(point: OperatingPoint) -> PointRecord:
+    front = dict.fromkeys(TIMES, True)
+    return PointRecord(point.name, point.kind, point.success, None, None, None, point.time_s, None, front)
+
+
+def _reach(reports: Sequence[Path], data: Mapping[str, Any], n_tasks: int) -> tuple[Pair, ...]:
+    """The exact frontier of a report on trees of the same panel and number of tasks."""
+    for path in reports:
+        report = read_object(path / "report.json")
+        same = report["settings"].get("panel") == data["settings"]["panel"] and report["trees"]["trees"] == n_tasks
+        if same:
+            return tuple(zip(report["frontier"]["success"], report["frontier"]["time_s"], strict=True))
+    return ()
+
+
+def _use(count: _Counts, n_precisions: int) -> UseRecord:
+    last = max(count.steps) + 1
+    by_type = {kind: tuple(uses[p] for p in range(n_precisions)) for kind, uses in sorted(count.by_type.items())}
+    high, steps = (tuple(numbers[t] for t in range(last)) for numbers in (count.high, count.steps))
+    return UseRecord(count.head["policy"], count.head["kind"], count.head["like"], high, steps, by_type)
+
+
+def _viewer(
+    run: Run, runs: Sequence[Run], data: Mapping[str, Any], sizes: Mapping[str, int], budget: int
+) -> ViewerRecord:
+    """As many tasks as there is room for, with all their episodes."""
+    greedy = SamplingParams(**data["env"]["sampling"]).temperature == 0
+    alternatives = read_alternatives(run.path / ALTERNATIVES_FILE)
+    tasks = choose_tasks(sizes, int(budget / _SHARE_OF_LINES))
+    trees: dict[str, Any] = {}
+    for each in runs:
+        if greedy and each.kind == "trees" and _panel(each) == data["settings"]["panel"]:
+            trees |= read_outcomes(each.path, data, tasks)
+    kls = _kls(runs, data) if greedy else {}
+    while True:
+        path, left_out = run.path / EPISODES_FILE, len(sizes) - len(tasks)
+        records = read_records(path)
+        viewer = gather(records, tasks, len(data["precisions"]), greedy, alternatives, trees, kls, left_out)
+        size = size_of(viewer)
+        if size <= budget or len(tasks) == 1:
+            return viewer
+        tasks = tasks[: max(1, min(len(tasks) - 1, int(len(tasks) * 0.95 * budget / size)))]
+
+
+def _panel(run: Run) -> str:
+    return str(read_object(run.path / "index.json").get("settings", {}).get("panel"))
+
+
+def _kls(runs: Sequence[Run], data: Mapping[str, Any]) -> dict[str, Sequence[Sequence[float]]]:
+    """KLs of the highest precision's own episodes on the evaluation's panel, by the same models."""
+    for each in runs:
+        if each.kind == "kl":
+            settings = read_settings(each.path / KL_FILE)
+            if (settings["panel"], settings["models"]) == (data["settings"]["panel"], data["models"]):
+                dataset = KLDataset.load(each.path / KL_FILE)
+                rows = [part.tolist() for part in dataset.split(np.minimum(dataset.kl_action, 1e4))]
+                return dict(zip(dataset.task_ids, rows, strict=True))
+    return {}
+
+
+def _made(data: Mapping[str, Any], folder: Path) -> tuple[tuple[str, str], ...]:
+    """What made the run, as lines of name and text."""
+    found = [("folder", str(folder)), ("environment", f"{data['env_id']}, panel {data['settings']['panel']}")]
+    found.append(("λ", f"{data['env']['lambda_']:g}"))
+    found += [(f"model {name}", str(digest)) for name, digest in data["models"].items()]
+    found += [("commit", str(data.get("git") or "unknown")), ("Python", str(data.get("python")))]
+    found += [(name, str(version)) for name, version in data.get("versions", {}).items() if version]
+    return tuple(found)
