@@ -10,7 +10,7 @@ which all environments wait for the slowest answer, as with a policy that decide
 A rollout's time is waiting for answers, embedding them, and all else: world, prompts, records. Servers, encoder and
 client share the machine's cores.
 
-    python bench/bench_vllm.py --rounds 5
+    python bench/bench_vllm.py --rounds 3
 
 Without vLLM in .venv-vllm (`make vllm`) nothing is measured.
 """
@@ -253,8 +253,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a keyword, as in TOML")
     parser.add_argument("--panel", default="test", help="panel of tasks (default: %(default)s)")
     parser.add_argument("--num-envs", type=int, default=16, metavar="N", help="(default: %(default)s)")
-    parser.add_argument("--episodes", type=int, default=48, metavar="N", help="a round (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="of each way (default: %(default)s)")
+    parser.add_argument("--episodes", type=int, default=32, metavar="N", help="a round (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="of each way (default: %(default)s)")
     args = parser.parse_args(argv)
     settings = on_free_ports(read_serve_settings(args.config))
     try:
