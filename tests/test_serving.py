@@ -23,6 +23,7 @@ from dmr_gym.errors import BackendError, ConfigError
 from dmr_gym.serving import Servers, ServeSettings, read_serve_settings
 from dmr_gym.serving.dequantized import dequantized_copy
 from dmr_gym.serving.servers import free_port, on_free_ports
+from dmr_gym.serving.settings import has_kernel
 from dmr_gym.types import DistributionRequest
 from tests.recipes import load_recipe
 
@@ -364,3 +365,18 @@ def test_a_backend_that_looks_elsewhere_is_noted() -> None:
     assert "asks no server" in mismatches(settings, {"kind": "embedded"})[0]
     notes = mismatches(settings, {**fitting, "model": {"low": "n"}, "urls": {"low": ["http://127.0.0.1:9/v1"]}})
     assert ["looks for low" in notes[0], "asks for low as 'n', served as 'm'" in notes[1]] == [True, True]
+
+
+def test_four_bits_need_avx_512_on_x86_processors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it they have no kernel on the CPU, as 3 bits never have; GPUs and other processors need no flag."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.write_text("model name : x\nflags\t\t: fpu avx avx2\n")
+    new.write_text("model name : x\nflags\t\t: fpu avx avx2 avx512f\n")
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    assert [has_kernel(4, "cpu", old), has_kernel(4, "cpu", new)] == [False, True]
+    assert [has_kernel(8, "cpu", old), has_kernel(4, "cuda", old), has_kernel(4, "cpu", tmp_path / "none")] == [
+        True
+    ] * 3
+    assert not any(has_kernel(3, device, new) for device in ("cpu", "cuda"))
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    assert has_kernel(4, "cpu", old)

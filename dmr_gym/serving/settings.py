@@ -195,14 +195,18 @@ def check_interpreter(interpreter: str) -> None:
         )
 
 
-def has_kernel(bits: int, device: str) -> bool:
+def has_kernel(bits: int, device: str, cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     """Whether vLLM computes with packed weights of so many bits on a device of this machine.
 
     Its kernel for 4 bits on x86 processors needs AVX-512: without, a server starts, and dies at its first call.
+
+    Args:
+        bits: of a weight.
+        device: "cuda" or "cpu".
+        cpuinfo: where Linux tells what the processor can do.
     """
     if no_kernel(bits) is not None:
         return False
-    cpuinfo = Path("/proc/cpuinfo")
     if device != "cpu" or bits != 4 or platform.machine() != "x86_64" or not cpuinfo.is_file():
         return True
     return "avx512f" in cpuinfo.read_text(encoding="utf-8").split()
