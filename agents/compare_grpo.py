@@ -55,6 +55,7 @@ from dmr_gym.deployment import (
     forcing,
 )
 from dmr_gym.errors import ConfigError
+from dmr_gym.grpo_batch import STATE_MODES
 from dmr_gym.latency import PriceSource
 from dmr_gym.losses import ADVANTAGE_MODES
 from dmr_gym.metrics import EpisodeResult, Interval
@@ -99,7 +100,7 @@ def parse_args(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str
     add(
         "--advantages",
         nargs="+",
-        choices=(*ADVANTAGE_MODES, *train_grpo.STATE_MODES),
+        choices=(*ADVANTAGE_MODES, *STATE_MODES),
         default=["mean"],
         help="(default: mean)",
     )

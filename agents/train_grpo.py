@@ -27,13 +27,12 @@ import argparse
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from dmr_gym import trained_on
@@ -51,10 +50,11 @@ from dmr_gym.command_line import (
 from dmr_gym.config import EnvConfig
 from dmr_gym.device import torch_device
 from dmr_gym.errors import ConfigError
-from dmr_gym.losses import ADVANTAGE_MODES, GRPOTerms, group_advantages, grpo_loss, mixed_groups, state_advantages
+from dmr_gym.grpo_batch import STATE_MODES, Batch, decision_advantages, to_batch
+from dmr_gym.losses import ADVANTAGE_MODES, GRPOTerms, grpo_loss, mixed_groups
 from dmr_gym.policies import RouterPolicy
-from dmr_gym.rollout import Trajectory, rollout
-from dmr_gym.router import PrecisionRouter, pad_rows
+from dmr_gym.rollout import rollout
+from dmr_gym.router import PrecisionRouter
 from dmr_gym.runs import provenance, write_json
 from dmr_gym.training import (
     STATE_FILE,
@@ -67,21 +67,9 @@ from dmr_gym.training import (
 )
 from dmr_gym.vector import PrecisionRoutingVectorEnv
 
-STATE_MODES = ("state", "successor")
 FREE = ("resume", "cache_dir", "checkpoint_every")
 """Options that may differ when a run is resumed: they change no bit of what is learnt."""
 COLLAPSED_SHARE, COLLAPSED_UPDATES = 0.995, 5
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Trajectories of one update: rows (B, T, D); actions, old_logprobs, advantages and mask (B, T)."""
-
-    rows: Tensor
-    actions: Tensor
-    old_logprobs: Tensor
-    advantages: Tensor
-    mask: Tensor
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -244,7 +232,8 @@ class Trainer:
         returns = np.array([trajectory.rewards.sum() for trajectory in played]).reshape(shape)
         success = np.array([trajectory.success for trajectory in played]).reshape(shape)
         played_s = time.perf_counter() - began
-        batch = to_batch(played, self.advantages(played, returns, success), args.device)
+        advantages = decision_advantages(played, args.group_size, args.advantages, args.drop_same_success)
+        batch = to_batch(played, advantages, args.device)
         first, last, norm = self.learn(batch)
         actions = np.concatenate([trajectory.actions for trajectory in played])
         shares = np.bincount(actions, minlength=len(self.envs.precisions)) / len(actions)
@@ -264,25 +253,6 @@ class Trainer:
             "time/rollout_s": played_s,
             "time/update_s": time.perf_counter() - began,
         }
-
-    def advantages(self, played: Sequence[Trajectory], returns: np.ndarray, success: np.ndarray) -> list[np.ndarray]:
-        """An advantage a decision: M * G arrays (T_i,), from (M, G) returns and success."""
-        size = self.args.group_size
-        if self.args.advantages in STATE_MODES:
-            successors = self.args.advantages == "successor"
-            groups = [played[start : start + size] for start in range(0, len(played), size)]
-            each = [
-                advantage
-                for group in groups
-                for advantage in state_advantages(
-                    [t.rewards for t in group], [t.state_keys() for t in group], successors
-                )
-            ]
-        else:
-            values = group_advantages(returns, self.args.advantages).ravel()
-            each = [np.full(len(t.actions), value) for t, value in zip(played, values, strict=True)]
-        kept = np.repeat(mixed_groups(success), size) if self.args.drop_same_success else np.ones(len(played))
-        return [a * weight for a, weight in zip(each, kept, strict=True)]
 
     def learn(self, batch: Batch) -> tuple[GRPOTerms, GRPOTerms, float]:
         """Take the gradient steps; returns the terms of the first and of the last, and the last gradient's norm."""
@@ -339,21 +309,6 @@ class Trainer:
 def run_length(shares: Sequence[float]) -> int:
     """How many of the last shares in a row are those of a collapsed policy."""
     return next((n for n, share in enumerate(reversed(shares)) if share < COLLAPSED_SHARE), len(shares))
-
-
-def to_batch(played: Sequence[Trajectory], advantages: Sequence[np.ndarray], device: str) -> Batch:
-    """Stack trajectories, the rows that their decisions saw, on a device."""
-    rows, mask = pad_rows([trajectory.rows[:-1] for trajectory in played])
-
-    def stack(values: Sequence[np.ndarray], dtype: torch.dtype) -> Tensor:
-        stacked = torch.zeros(mask.shape, dtype=dtype)
-        stacked[mask] = torch.from_numpy(np.concatenate(values)).to(dtype)
-        return stacked
-
-    actions = stack([trajectory.actions for trajectory in played], torch.int64)
-    logprobs = stack([trajectory.logprobs for trajectory in played], torch.float32)
-    weights = stack(advantages, torch.float32)
-    return Batch(*(tensor.to(device) for tensor in (rows, actions, logprobs, weights, mask)))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,93 @@
+"""From the episodes of an update of GRPO to the tensors that its loss takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dmr_gym.losses import AdvantageMode, group_advantages, mixed_groups, state_advantages
+from dmr_gym.rollout import Trajectory
+from dmr_gym.router import pad_rows
+
+STATE_MODES = ("state", "successor")
+"""Ways to compute advantages that give every decision its own, see `state_advantages`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Trajectories of one update, padded to T steps.
+
+    Attributes:
+        rows: (B, T, D) float32, what the decisions saw.
+        actions: (B, T) int64.
+        old_logprobs: (B, T) float32, of the policy that acted.
+        advantages: (B, T) float32.
+        mask: (B, T) bool, True at decisions.
+    """
+
+    rows: Tensor
+    actions: Tensor
+    old_logprobs: Tensor
+    advantages: Tensor
+    mask: Tensor
+
+
+def decision_advantages(
+    played: Sequence[Trajectory], group_size: int, mode: str, drop_same_success: bool = False
+) -> list[NDArray[np.float64]]:
+    """Compute an advantage for every decision.
+
+    Args:
+        played: M groups of G trajectories, the members of a group side by side.
+        group_size: G.
+        mode: one of `STATE_MODES`, or of `dmr_gym.losses.ADVANTAGE_MODES`, where all decisions of a trajectory have the
+            same.
+        drop_same_success: 0 in groups that solved or failed their task with every member.
+
+    Returns:
+        M * G arrays (T_i,) float64.
+    """
+    groups = [played[start : start + group_size] for start in range(0, len(played), group_size)]
+    if mode in STATE_MODES:
+        each = [
+            advantage
+            for group in groups
+            for advantage in state_advantages(
+                [t.rewards for t in group], [t.state_keys() for t in group], mode == "successor"
+            )
+        ]
+    else:
+        returns = np.array([[t.rewards.sum() for t in group] for group in groups], dtype=np.float64)
+        values = group_advantages(returns, cast(AdvantageMode, mode)).ravel()
+        each = [np.full(len(t.actions), value) for t, value in zip(played, values, strict=True)]
+    if not drop_same_success:
+        return each
+    kept = np.repeat(mixed_groups(np.array([[t.success for t in group] for group in groups])), group_size)
+    return [advantage * weight for advantage, weight in zip(each, kept, strict=True)]
+
+
+def to_batch(played: Sequence[Trajectory], advantages: Sequence[NDArray[Any]], device: str = "cpu") -> Batch:
+    """Stack trajectories on a device.
+
+    Args:
+        played: B trajectories.
+        advantages: of their decisions, B arrays (T_i,).
+        device: torch's name.
+    """
+    rows, mask = pad_rows([trajectory.rows[:-1] for trajectory in played])
+
+    def stack(values: Sequence[NDArray[Any]], dtype: torch.dtype) -> Tensor:
+        stacked = torch.zeros(mask.shape, dtype=dtype)
+        stacked[mask] = torch.from_numpy(np.concatenate(values)).to(dtype)
+        return stacked
+
+    actions = stack([trajectory.actions for trajectory in played], torch.int64)
+    logprobs = stack([trajectory.logprobs for trajectory in played], torch.float32)
+    weights = stack(advantages, torch.float32)
+    return Batch(*(tensor.to(device) for tensor in (rows, actions, logprobs, weights, mask)))
