@@ -3,6 +3,7 @@
 #   make demo    collect, train, evaluate a router in both worlds, write a report (WORLD=alfworld or webshop: in one)
 #   make test    the fast tests (make test-all: every test)
 #
+# JOBS=4 runs four files of tests at a time; two unless given, each with up to 3 GB of memory.
 # PYTHON=python3.12 picks the interpreter of a new .venv. TORCH_ARGS is handed to the call of pip that installs PyTorch,
 # for example TORCH_ARGS="--index-url URL" with PyTorch's CPU index, which saves gigabytes of CUDA libraries. vLLM for
 # the CPU, with which tests and benchmarks serve models, needs that build; it lives in .venv-vllm, apart from all else.
@@ -24,6 +25,7 @@ VLLM_TORCH := $(TORCH)$(if $(filter Linux,$(shell uname -s)),+cpu)
 READY_VLLM := $(VLLM_VENV)/.ready-$(shell cksum constraints-vllm.txt | cut -d ' ' -f 1)
 RUN := runs/demo
 WORLD ?= alfworld webshop
+JOBS ?= 2
 
 .PHONY: help demo test test-all lint format bench vllm vllm-if-possible wheel clean distclean
 
@@ -34,10 +36,10 @@ demo: $(READY_TRAIN)  ## set up, then collect, train and evaluate a router in bo
 	@$(PY) agents/demo.py --out $(RUN) --world $(WORLD)
 
 test: $(READY_DEV) vllm-if-possible  ## the fast tests
-	@$(PY) -m pytest -q -m "not slow and not gpu"
+	@$(PY) -m pytest -q -n $(JOBS) --dist loadfile -m "not slow and not gpu"
 
 test-all: $(READY_DEV) vllm-if-possible  ## every test; those that need a GPU or real data skip with a reason where there is none
-	@$(PY) -m pytest -q
+	@$(PY) -m pytest -q -n $(JOBS) --dist loadfile
 
 lint: $(READY_DEV)  ## ruff check, ruff format --check, mypy --strict on dmr_gym
 	@$(PY) -m ruff check

@@ -26,7 +26,8 @@ HEADER_PACKAGES = ("torch", "transformers", "compressed-tensors", "gymnasium", "
 
 # Set before anything imports torch or a hub client, both of which read them once: more threads than cores make small
 # models slower, forked tokenizer threads warn, and a test that reaches for a hub has to fail rather than wait.
-os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
+_WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+os.environ.setdefault("OMP_NUM_THREADS", str(max(1, min(2, (os.cpu_count() or 1) // _WORKERS))))
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
