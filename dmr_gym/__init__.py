@@ -47,7 +47,7 @@ ENV_IDS: dict[str, dict[str, Any]] = {
         "precisions": ["w2", "bf16"],
         "backend": {"kind": "embedded"},
         "encoder": {"kind": "minilm"},
-        # No 2-bit price has been published: w2 costs what the paper projects for its W3. The router is this package's.
+        # No 2-bit price has been published: w2 costs what the paper projects for its W3. docs/latency.md: router_ms.
         "latency": {"row": "alfworld-4b-gptq-w3", "allow_other_bits": True, "router_ms": 5.0},
         "lambda_": 0.1,
         "sampling": {"max_tokens": 32},
@@ -58,7 +58,7 @@ ENV_IDS: dict[str, dict[str, Any]] = {
         "precisions": ["w3", "bf16"],
         "backend": {"kind": "embedded"},
         "encoder": {"kind": "minilm"},
-        # The paper prices no 3 bits in WebShop: w3 is projected as in ALFWorld. The router is this package's.
+        # The paper prices no 3 bits in WebShop: w3 is projected as in ALFWorld. docs/latency.md: router_ms.
         "latency": {"row": "webshop-4b-awq-w4", "project_w3": True, "router_ms": 5.0},
         "lambda_": 0.1,
         "max_steps": 30,
