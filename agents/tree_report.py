@@ -29,7 +29,8 @@ from dmr_gym.deployment import DEFAULT_TAU, budget_text, check_router, forced_ty
 from dmr_gym.errors import ConfigError
 from dmr_gym.kl_dataset import KLDataset
 from dmr_gym.kl_training import label_dataset
-from dmr_gym.latency import make_latency_model, price_source
+from dmr_gym.latency import make_latency_model
+from dmr_gym.parts import prices_of
 from dmr_gym.policies import Policy, RandomPolicy, RouterPolicy
 from dmr_gym.rollout import rollout
 from dmr_gym.router import PrecisionRouter
@@ -131,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_atomically(args.out / "decisions.jsonl", lambda part: part.write_text(text, encoding="utf-8"))
     shown = [row for row in rows if row["kind"] != "oracle" and not row["left_tree"]]
     points = [Point(row["kind"], row["name"], row["success"], row["time_s"]) for row in shown]
-    picture, source = args.out / "tree_report.png", price_source(config.latency).label
+    picture, source = args.out / "tree_report.png", prices_of(config).label
     drawn = (times.shown(), times.bound(), points, curves, source)
     write_atomically(picture, lambda part: draw_report(*drawn, part))
     show(record, lambdas, source)

@@ -173,17 +173,19 @@ class _CachedStream:
         """Look up, and ask for the rest; see `Stream.send`."""
         keys = {i: self._cached.completion_key(request) for i, request in requests.items()}
         found = self._cached.store.get_many(list(keys.values()))
+        waiting: dict[bytes, list[int]] = {}
         for i, key in keys.items():
-            if key in found:
-                self._found.append((i, _unpack_completion(found[key], True)))
-                self._cached.hits += 1
-            elif key in self._waiting:
-                self._waiting[key].append(i)
-            else:
-                self._keys[i], self._waiting[key] = key, [i]
-        missing = {i: request for i, request in requests.items() if i in self._keys}
-        if missing:
-            self._inner.send(missing)
+            if key not in found:
+                waiting.setdefault(key, []).append(i)
+        computed = {numbers[0]: key for key, numbers in waiting.items() if key not in self._waiting}
+        if computed:
+            self._inner.send({i: requests[i] for i in computed})  # first: what it refuses leaves nothing behind
+        self._keys |= computed
+        for key, numbers in waiting.items():
+            self._waiting.setdefault(key, []).extend(numbers)
+        present = [(i, _unpack_completion(found[key], True)) for i, key in keys.items() if key in found]
+        self._found += present
+        self._cached.hits += len(present)
 
     def receive(self) -> list[tuple[int, Completion]]:
         """Hand out what was found, else what is computed next; see `Stream.receive`."""

@@ -162,6 +162,33 @@ def test_answers_that_came_before_an_error_are_kept() -> None:
     assert inner.log == ["answer 0"]
 
 
+def test_requests_that_are_refused_leave_nothing_behind_in_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a send that failed, the same requests can be sent again, and each is answered once."""
+    inner = OneByOne(_answer, name="t")
+    inner.log = []
+    cached = CachedBackend(inner, CompletionCache())
+    cached.generate([Request("known", "low")])
+    counted, stream = (cached.hits, cached.misses), cached.stream()
+    requests = {0: Request("known", "low"), 1: Request("a", "low"), 2: Request("a", "low")}
+
+    def refuse(self: Backwards, requests: Mapping[int, Request]) -> None:
+        raise BackendError("refused")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Backwards, "send", refuse)
+        with pytest.raises(BackendError, match="refused"):
+            stream.send(requests)
+    assert (cached.hits, cached.misses) == counted
+    stream.send(requests)
+    groups = [stream.receive(), stream.receive()]
+    assert [[(i, completion.cached) for i, completion in group] for group in groups] == [
+        [(0, True)],
+        [(1, False), (2, True)],
+    ]
+    with pytest.raises(KeyError):
+        stream.receive()
+
+
 def test_a_cache_around_another_backend_makes_one_group() -> None:
     """A backend that has all its answers at once keeps its batches, hits and misses together."""
     cached = CachedBackend(ScriptedBackend(_answer, name="t"), CompletionCache())

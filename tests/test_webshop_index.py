@@ -330,7 +330,7 @@ def test_the_term_that_was_read_longest_ago_goes_first(
     build_index(["red lamp", "red lamp", "oak desk", "oak desk"], ["A", "B", "C", "D"], tmp_path, dense_from=NEVER)
     arrays = SearchIndex.open(tmp_path)._arrays
     size = 2 * (4 + 1 + 1) + 3 * index_memory.FAULT_AROUND_BYTES
-    resident = index_memory.ResidentTerms(arrays, 2 * size)
+    resident = index_memory.ResidentTerms(arrays, {}, 2 * size)
     resident._is_bounded = True  # as if the arrays were larger than that
     for term in (0, 1, 0, 2):
         resident.read(term)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Any
 
 from numpy.typing import NDArray
@@ -44,12 +45,12 @@ class ResidentTerms:
 
     Args:
         arrays: the index.
+        rows: of frequent terms in the dense arrays, by term.
         limit: bytes.
     """
 
-    def __init__(self, arrays: IndexArrays, limit: int) -> None:
-        self._arrays, self._limit = arrays, limit
-        self._rows = {term: row for row, term in enumerate(arrays.dense_terms.tolist())}
+    def __init__(self, arrays: IndexArrays, rows: Mapping[int, int], limit: int) -> None:
+        self._arrays, self._rows, self._limit = arrays, rows, limit
         large = (arrays.dense_codes, arrays.dense_tfs, arrays.docs, arrays.tfs, arrays.codes)
         self._is_bounded = sum(array.nbytes for array in large) > limit
         self._bytes: OrderedDict[int, int] = OrderedDict()

@@ -57,7 +57,7 @@ class Ranker:
         self._terms_with_large_tfs = frozenset(arrays.large_tfs[:, 0].tolist())
         self._kept: dict[tuple[int, int], tuple[NDArray[np.intp], NDArray[np.float64]]] = {}
         self._n_kept = 0
-        self._resident = ResidentTerms(arrays, index_memory.RESIDENT_BYTES)
+        self._resident = ResidentTerms(arrays, self._dense_rows, index_memory.RESIDENT_BYTES)
 
     def query_term(self, number: int, count: int) -> QueryTerm:
         """A term of a query with its weight."""
