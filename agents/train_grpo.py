@@ -11,7 +11,8 @@ How this differs from the paper, which states neither G, λ, clip, KL weight, no
    as one in success, whatever λ is, and drives the policy to the lowest precision.
 2. The loss divides by a constant, trajectories times the step cap, so that every step weighs the same.
 3. The KL to the first router is exact, as there are P numbers to sum; an entropy floor keeps the policy exploring.
-4. The router that is kept is the one with the best greedy return on held-out tasks.
+4. The router that is kept is the one with the best greedy return on held-out tasks; with ``--average``, a moving
+   average of the weights is validated in their place.
 
     python agents/train_grpo.py --router runs/kl-st/router --out runs/grpo --set lambda_=0.1
     python agents/train_grpo.py --env DMR-Toy-v0 --out runs/grpo-toy --updates 60 --n-layers 1 --d-model 64 --n-heads 2
@@ -24,6 +25,7 @@ with ``--resume`` and ends in the same weights.
 from __future__ import annotations
 
 import argparse
+import copy
 import time
 from collections.abc import Sequence
 from contextlib import closing
@@ -60,6 +62,7 @@ from dmr_gym.training import (
     STATE_FILE,
     RunLog,
     claim_folder,
+    load_extra,
     load_training_state,
     save_training_state,
     stop_on_signal,
@@ -95,6 +98,19 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--drop-same-success", action="store_true", help="learn only from groups that solved and failed their task")
     add("--epochs", type=int, default=2, metavar="N", help="gradient steps on each update's episodes (default: 2)")
     add("--lr", type=float, default=3e-4, metavar="X", help="learning rate of AdamW (default: %(default)s)")
+    add(
+        "--lr-schedule",
+        choices=("constant", "linear"),
+        default="constant",
+        help="linear: falls to 0 at the end (default: %(default)s)",
+    )
+    add(
+        "--average",
+        type=float,
+        default=0.0,
+        metavar="X",
+        help="decay an update of the moving average of weights that is validated and kept; 0: the weights themselves",
+    )
     add("--grad-clip", type=float, default=1.0, metavar="X", help="largest gradient norm (default: %(default)s)")
     add("--clip-low", type=float, default=0.2, metavar="X", help="of the probability ratio (default: %(default)s)")
     add("--clip-high", type=float, default=0.2, metavar="X", help="of the probability ratio (default: %(default)s)")
@@ -124,6 +140,8 @@ def check_args(args: argparse.Namespace) -> None:
     for name in ("lr", "grad_clip", "clip_low", "clip_high"):
         if not 0 < getattr(args, name) < float("inf"):
             raise ConfigError(f"--{name.replace('_', '-')} must be a finite number above 0, got {getattr(args, name)}")
+    if not 0 <= args.average < 1:
+        raise ConfigError(f"--average must be at least 0 and below 1, got {args.average}")
     for name in ("kl_weight", "entropy_floor", "entropy_weight"):
         if not 0 <= getattr(args, name) < float("inf"):
             raise ConfigError(f"--{name.replace('_', '-')} must be a finite number of at least 0")
@@ -190,6 +208,7 @@ class Trainer:
         self.args, self.config, self.router, self.envs, self.held_out = args, config, router, envs, held_out
         self.reference = PrecisionRouter.load(args.router, args.device) if args.router is not None else None
         self.optimizer = torch.optim.AdamW(router.parameters(), args.lr, weight_decay=0.0)
+        self.averaged = copy.deepcopy(router)
         self.task_ids = first_tasks(envs, args.tasks)
         self.validation_ids = first_tasks(held_out, args.validation_tasks)
         if args.groups > len(self.task_ids):
@@ -199,6 +218,7 @@ class Trainer:
         """Update until the end; validate, save and log on the way."""
         args, out = self.args, self.args.out
         progress = load_training_state(out / STATE_FILE, self.router, [self.optimizer])
+        self.averaged.load_state_dict(load_extra(out / STATE_FILE) or self.router.state_dict())
         start, best = int(progress.get("update", -1)), progress.get("best", float("-inf"))
         with RunLog(out, start) as log, stop_on_signal() as stop:
             if start < 0:
@@ -217,12 +237,15 @@ class Trainer:
                     best = self.validate(log, done, best)
                 if done % args.checkpoint_every == 0 or done == args.updates or stop.signal is not None:
                     state = {"update": done, "best": best}
-                    save_training_state(out / STATE_FILE, self.router, [self.optimizer], state)
+                    averaged = dict(self.averaged.named_parameters())
+                    save_training_state(out / STATE_FILE, self.router, [self.optimizer], state, averaged)
                 stop.leave(f"update {done}")
 
     def update(self, update: int) -> dict[str, float]:
         """Play and learn once; returns the figures to log."""
         args = self.args
+        if args.lr_schedule == "linear":
+            self.optimizer.param_groups[0]["lr"] = args.lr * (1 - update / args.updates)
         seed = update_seed(args.seed, update)
         began = time.perf_counter()
         order = np.random.default_rng(seed).permutation(len(self.task_ids))[: args.groups]
@@ -284,17 +307,20 @@ class Trainer:
             terms[-1].loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(self.router.parameters(), args.grad_clip)
             self.optimizer.step()
+        with torch.no_grad():
+            for mean, weight in zip(self.averaged.parameters(), self.router.parameters(), strict=True):
+                mean.lerp_(weight, 1 - args.average)
         return terms[0], terms[-1], norm.item()
 
     def validate(self, log: RunLog, done: int, best: float) -> float:
         """Play the held-out tasks greedily, save the router if it is the best so far, and return the best return."""
-        played = rollout(self.held_out, RouterPolicy(self.router, mode="argmax"), self.validation_ids)
+        played = rollout(self.held_out, RouterPolicy(self.averaged, mode="argmax"), self.validation_ids)
         value = float(np.mean([trajectory.rewards.sum() for trajectory in played]))
         high = np.concatenate([trajectory.actions for trajectory in played]) == len(self.envs.precisions) - 1
         figures = {"return": value, "success": float(np.mean([t.success for t in played])), "high": float(high.mean())}
         log.write(done, {f"validation/{name}": number for name, number in figures.items()})
         if value > best:
-            self.router.save(self.args.out / "router")
+            self.averaged.save(self.args.out / "router")
         return max(value, best)
 
     def alarm(self, log: RunLog, done: int) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from dmr_gym.errors import ConfigError
 from dmr_gym.policies import RouterPolicy
@@ -60,6 +62,32 @@ def test_the_router_that_is_kept_has_the_best_validation_return(tmp_path: Path) 
     assert np.mean([trajectory.rewards.sum() for trajectory in played]) == pytest.approx(best)
 
 
+def test_the_averaged_weights_are_kept_and_the_rate_falls_to_zero(tmp_path: Path) -> None:
+    """After one update at decay 0.75 the kept weights lie a quarter of the way; a linear rate halves in the middle."""
+    recipe.main([*SMALL, "--out", str(tmp_path / "begun"), "--updates", "1", "--lr", "1e-9"])
+    command = [*SMALL, "--router", str(tmp_path / "begun" / "router"), "--lr", "1e-2"]
+    recipe.main([*command, "--out", str(tmp_path / "run"), "--updates", "1", "--average", "0.75"])
+    begun = dict(PrecisionRouter.load(tmp_path / "begun" / "router").named_parameters())
+    state = load_file(tmp_path / "run" / STATE_FILE)
+    moved = 0.0
+    for name, first in begun.items():
+        last, mean = state[f"model.{name}"], state[f"extra.{name}"]
+        torch.testing.assert_close(mean, 0.75 * first.detach() + 0.25 * last)
+        moved += float((last - first.detach()).abs().sum())
+    assert moved > 1
+    rates = []
+    with pytest.MonkeyPatch.context() as patch:
+        learn = recipe.Trainer.learn
+
+        def spy(trainer: Any, batch: Any) -> Any:
+            rates.append(trainer.optimizer.param_groups[0]["lr"])
+            return learn(trainer, batch)
+
+        patch.setattr(recipe.Trainer, "learn", spy)
+        recipe.main([*command, "--out", str(tmp_path / "linear"), "--updates", "4", "--lr-schedule", "linear"])
+    assert rates == pytest.approx([1e-2, 7.5e-3, 5e-3, 2.5e-3])
+
+
 def test_groups_have_one_task_and_differ_by_draws_alone(tmp_path: Path) -> None:
     """Each update plays M different tasks, G times each; another seed plays others."""
     chosen: dict[int, list[list[str]]] = {}
@@ -88,6 +116,7 @@ def test_groups_have_one_task_and_differ_by_draws_alone(tmp_path: Path) -> None:
         (["--groups", "0"], "--groups must be at least 1, got 0"),
         (["--groups", "9"], "--groups 9 needs as many tasks, the panel has 8"),
         (["--lr", "0"], "--lr must be a finite number above 0, got 0.0"),
+        (["--average", "1"], "--average must be at least 0 and below 1, got 1.0"),
         (["--kl-weight", "-1"], "--kl-weight must be a finite number of at least 0"),
         (["--max-length", "8"], "the router sees 8 rows at most, episodes have up to 50"),
     ],
@@ -131,6 +160,10 @@ def test_killed_and_stopped_runs_end_in_the_weights_of_an_uninterrupted_one(tmp_
         "1",
         "--lr",
         "1e-3",
+        "--lr-schedule",
+        "linear",
+        "--average",
+        "0.5",
         "--resume",
     ]
     whole, out = tmp_path / "whole", tmp_path / "killed"
