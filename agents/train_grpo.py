@@ -98,12 +98,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--drop-same-success", action="store_true", help="learn only from groups that solved and failed their task")
     add("--epochs", type=int, default=2, metavar="N", help="gradient steps on each update's episodes (default: 2)")
     add("--lr", type=float, default=3e-4, metavar="X", help="learning rate of AdamW (default: %(default)s)")
-    add(
-        "--lr-schedule",
-        choices=("constant", "linear"),
-        default="constant",
-        help="linear: falls to 0 at the end (default: %(default)s)",
-    )
+    add("--anneal", action="store_true", help="let the learning rate fall linearly to zero")
     add(
         "--average",
         type=float,
@@ -244,7 +239,7 @@ class Trainer:
     def update(self, update: int) -> dict[str, float]:
         """Play and learn once; returns the figures to log."""
         args = self.args
-        if args.lr_schedule == "linear":
+        if args.anneal:
             self.optimizer.param_groups[0]["lr"] = args.lr * (1 - update / args.updates)
         seed = update_seed(args.seed, update)
         began = time.perf_counter()

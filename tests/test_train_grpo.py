@@ -63,7 +63,7 @@ def test_the_router_that_is_kept_has_the_best_validation_return(tmp_path: Path) 
 
 
 def test_the_averaged_weights_are_kept_and_the_rate_falls_to_zero(tmp_path: Path) -> None:
-    """After one update at decay 0.75 the kept weights lie a quarter of the way; a linear rate halves in the middle."""
+    """After one update at decay 0.75 the kept weights lie a quarter of the way; an annealed rate falls linearly."""
     recipe.main([*SMALL, "--out", str(tmp_path / "begun"), "--updates", "1", "--lr", "1e-9"])
     command = [*SMALL, "--router", str(tmp_path / "begun" / "router"), "--lr", "1e-2"]
     recipe.main([*command, "--out", str(tmp_path / "run"), "--updates", "1", "--average", "0.75"])
@@ -84,7 +84,7 @@ def test_the_averaged_weights_are_kept_and_the_rate_falls_to_zero(tmp_path: Path
             return learn(trainer, batch)
 
         patch.setattr(recipe.Trainer, "learn", spy)
-        recipe.main([*command, "--out", str(tmp_path / "linear"), "--updates", "4", "--lr-schedule", "linear"])
+        recipe.main([*command, "--out", str(tmp_path / "linear"), "--updates", "4", "--anneal"])
     assert rates == pytest.approx([1e-2, 7.5e-3, 5e-3, 2.5e-3])
 
 
@@ -160,8 +160,7 @@ def test_killed_and_stopped_runs_end_in_the_weights_of_an_uninterrupted_one(tmp_
         "1",
         "--lr",
         "1e-3",
-        "--lr-schedule",
-        "linear",
+        "--anneal",
         "--average",
         "0.5",
         "--resume",
