@@ -52,7 +52,7 @@ from dmr_gym.command_line import (
 from dmr_gym.config import EnvConfig
 from dmr_gym.device import torch_device
 from dmr_gym.errors import ConfigError
-from dmr_gym.grpo_batch import STATE_MODES, Batch, decision_advantages, to_batch
+from dmr_gym.grpo_batch import STATE_MODES, Batch, batch_logits, decision_advantages, to_batch
 from dmr_gym.losses import ADVANTAGE_MODES, GRPOTerms, grpo_loss, mixed_groups
 from dmr_gym.policies import RouterPolicy
 from dmr_gym.rollout import rollout
@@ -278,12 +278,12 @@ class Trainer:
         reference = None
         if self.reference is not None:
             with torch.no_grad():
-                reference = self.reference(batch.rows, batch.mask)
+                reference = batch_logits(self.reference, batch)
         terms: list[GRPOTerms] = []
         for _ in range(args.epochs):
             terms.append(
                 grpo_loss(
-                    self.router(batch.rows, batch.mask),
+                    batch_logits(self.router, batch),
                     batch.actions,
                     batch.old_logprobs,
                     batch.advantages,

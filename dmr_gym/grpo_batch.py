@@ -10,21 +10,30 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from dmr_gym.losses import AdvantageMode, group_advantages, mixed_groups, state_advantages
 from dmr_gym.rollout import Trajectory
-from dmr_gym.router import pad_rows
+from dmr_gym.router import PrecisionRouter, pad_rows
 
 STATE_MODES = ("state", "successor")
 """Ways to compute advantages that give every decision its own, see `state_advantages`."""
+
+
+HISTORIES_AT_ONCE = 64
+"""Histories that are scored in one pass, of similar lengths, so that little of it is padding."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Trajectories of one update, padded to T steps.
 
+    Where precisions said the same, members of a group saw the same. Each history is there once, U <= B of them.
+
     Attributes:
-        rows: (B, T, D) float32, what the decisions saw.
+        rows: (U, T, D) float32, what the decisions saw, shortest histories first.
+        lengths: rows of each history, U in ascending order.
+        histories: (B,) int64, the history of each trajectory.
         actions: (B, T) int64.
         old_logprobs: (B, T) float32, of the policy that acted.
         advantages: (B, T) float32.
@@ -32,6 +41,8 @@ class Batch:
     """
 
     rows: Tensor
+    lengths: tuple[int, ...]
+    histories: Tensor
     actions: Tensor
     old_logprobs: Tensor
     advantages: Tensor
@@ -80,14 +91,40 @@ def to_batch(played: Sequence[Trajectory], advantages: Sequence[NDArray[Any]], d
         advantages: of their decisions, B arrays (T_i,).
         device: torch's name.
     """
-    rows, mask = pad_rows([trajectory.rows[:-1] for trajectory in played])
+    seen = {trajectory.rows[:-1].tobytes(): trajectory.rows[:-1] for trajectory in played}
+    order = sorted(seen, key=lambda key: len(seen[key]))
+    rows, shown = pad_rows([seen[key] for key in order])
+    place = {key: number for number, key in enumerate(order)}
+    histories = torch.tensor([place[trajectory.rows[:-1].tobytes()] for trajectory in played])
+    mask = shown[histories]
 
     def stack(values: Sequence[NDArray[Any]], dtype: torch.dtype) -> Tensor:
         stacked = torch.zeros(mask.shape, dtype=dtype)
         stacked[mask] = torch.from_numpy(np.concatenate(values)).to(dtype)
-        return stacked
+        return stacked.to(device)
 
-    actions = stack([trajectory.actions for trajectory in played], torch.int64)
-    logprobs = stack([trajectory.logprobs for trajectory in played], torch.float32)
-    weights = stack(advantages, torch.float32)
-    return Batch(*(tensor.to(device) for tensor in (rows, actions, logprobs, weights, mask)))
+    return Batch(
+        rows=rows.to(device),
+        lengths=tuple(len(seen[key]) for key in order),
+        histories=histories.to(device),
+        actions=stack([trajectory.actions for trajectory in played], torch.int64),
+        old_logprobs=stack([trajectory.logprobs for trajectory in played], torch.float32),
+        advantages=stack(advantages, torch.float32),
+        mask=mask.to(device),
+    )
+
+
+def batch_logits(router: PrecisionRouter, batch: Batch) -> Tensor:
+    """Score all decisions of a batch, each history once.
+
+    Returns:
+        (B, T, P) logits; those at steps that were not taken mean nothing.
+    """
+    parts = []
+    for start in range(0, len(batch.lengths), HISTORIES_AT_ONCE):
+        lengths = torch.tensor(batch.lengths[start : start + HISTORIES_AT_ONCE], device=batch.rows.device)
+        longest = batch.lengths[start + len(lengths) - 1]
+        shown = torch.arange(longest, device=lengths.device) < lengths[:, None]
+        logits = router(batch.rows[start : start + len(lengths), :longest], shown)
+        parts.append(functional.pad(logits, (0, 0, 0, batch.rows.shape[1] - longest)))
+    return torch.cat(parts)[batch.histories]

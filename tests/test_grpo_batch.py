@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from dmr_gym.grpo_batch import decision_advantages, to_batch
+from dmr_gym import grpo_batch
+from dmr_gym.grpo_batch import batch_logits, decision_advantages, to_batch
 from dmr_gym.policies import EpisodeKey
 from dmr_gym.rollout import Trajectory
+from dmr_gym.router import PrecisionRouter, RouterConfig
 
 
 def played(rewards: list[float], success: bool, rows: list[float], actions: list[int]) -> Trajectory:
@@ -72,8 +74,31 @@ def test_groups_whose_members_ended_alike_can_be_dropped() -> None:
 def test_a_batch_has_the_rows_that_decisions_saw_and_zeros_behind_them() -> None:
     """Two steps and three: the row after the last step is left out, and the mask tells steps from padding."""
     batch = to_batch([SOLVED, FAILED], [np.array([0.6, 0.7]), np.array([-0.6, -0.5, -0.4])])
+    assert batch.histories.tolist() == [0, 1]
     assert batch.rows.squeeze(-1).tolist() == [[1, 2, 0], [1, 5, 6]]
     assert batch.actions.tolist() == [[0, 1, 0], [1, 0, 0]]
     assert batch.mask.tolist() == [[True, True, False], [True, True, True]]
     torch.testing.assert_close(batch.advantages, torch.tensor([[0.6, 0.7, 0.0], [-0.6, -0.5, -0.4]]))
     torch.testing.assert_close(batch.old_logprobs[0], torch.tensor([np.log(0.5), np.log(0.5), 0.0]).float())
+
+
+def test_a_history_is_scored_once_and_as_if_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five trajectories of three histories, two at once: logits and gradients are those of each by itself."""
+    monkeypatch.setattr(grpo_batch, "HISTORIES_AT_ONCE", 2)
+    torch.manual_seed(0)
+    router = PrecisionRouter(RouterConfig(embedding_dim=1, n_layers=1, d_model=8, n_heads=2, d_ff=8)).eval()
+    members = [FAILED, SOLVED, QUICK, SOLVED, FAILED]
+    batch = to_batch(members, [np.zeros(len(member.actions)) for member in members])
+    assert batch.rows.squeeze(-1).tolist() == [[9, 0, 0], [1, 2, 0], [1, 5, 6]]
+    assert batch.histories.tolist() == [2, 1, 0, 1, 2]
+    logits = batch_logits(router, batch)
+    assert logits.shape == (5, 3, 2)
+    logits[batch.mask].square().sum().backward()
+    together = [parameter.grad.clone() for parameter in router.parameters() if parameter.grad is not None]
+    router.zero_grad()
+    for member, found in zip(members, logits, strict=True):
+        rows = torch.from_numpy(member.rows[None, :-1])
+        alone = router(rows, torch.ones(rows.shape[:2], dtype=torch.bool))[0]
+        torch.testing.assert_close(found[: len(alone)], alone)
+        alone.square().sum().backward()
+    torch.testing.assert_close(together, [p.grad for p in router.parameters() if p.grad is not None])
