@@ -81,14 +81,14 @@ def test_recording_replaces_a_block_and_leaves_the_prose(tmp_path: Path) -> None
     with pytest.raises(ConfigError, match=r"has no results\.json, or none of tables\.md, returns\.md: is that run"):
         record.main(["one", str(run), "--page", str(page)])
     (run / "results.json").write_text('{"success": 0.5}')
-    (run / "tables.md").write_text("## Policies\n\n| success % |\n| ---: |\n| 50.0 |\n")
+    (run / "tables.md").write_text("# A world\n\n## Policies\n\n| success % |\n| ---: |\n| 50.0 |\n")
     (run / "curve.png").write_bytes(b"picture")
     page.write_text("# Results\n\nBefore.\n\n<!-- results: one -->\nold\n<!-- end of results -->\n\nAfter.\n")
     record.main(["one", str(run), "--page", str(page)])
     record.main(["two", str(run), "--page", str(page)])
     text = page.read_text(encoding="utf-8")
     assert [name for name, _ in BLOCK.findall(text)] == ["one", "two"]
-    assert text.startswith("# Results\n\nBefore.\n\n<!-- results: one -->\n### Policies\n\n| success % |")
+    assert text.startswith("# Results\n\nBefore.\n\n<!-- results: one -->\n## A world\n\n### Policies\n\n| ")
     assert "\n\nAfter.\n" in text
     assert "old" not in text
     assert "![curve](results/one/curve.png)\n<!-- end of results -->" in text
