@@ -26,7 +26,8 @@ How this differs from the paper:
     python agents/ablate.py shift --data runs/kl --router runs/kl-st/router --out runs/shift
     python agents/ablate.py advantages --router runs/kl-st/router --out runs/advantages --lambdas 0.05 0.1 0.2
 
-``--out`` then holds tables.md, a picture, and the folders of all runs. Started again, it goes on with what is missing.
+``--out`` then holds tables.md, the numbers in results.json, a picture, and the folders of all runs. Started again, it
+goes on with what is missing.
 """
 
 from __future__ import annotations
@@ -35,9 +36,9 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
@@ -48,26 +49,29 @@ import train_kl_st
 
 from dmr_gym.ablation_figures import draw_budgets, draw_depths, draw_kl_types
 from dmr_gym.ablations import (
+    LARGE_KL,
+    NEAR_ZERO_KL,
     PLACES,
     Variant,
     advantage_table,
     depth_table,
     kl_by_type,
-    shift_table,
+    step_type_rows,
     step_type_table,
     threshold_places,
     threshold_table,
     tokens_table,
 )
-from dmr_gym.command_line import add_env_options, chosen_env, env_options, recipe_parser, run
-from dmr_gym.deployment import THRESHOLDS_FILE, add_calibration_options, calibration_options, check_calibration_args
+from dmr_gym.command_line import add_env_options, chosen_env, env_options, recipe_parser, run, settings_of
+from dmr_gym.deployment import add_calibration_options, calibration_options, check_calibration_args
 from dmr_gym.errors import ConfigError
 from dmr_gym.evaluation import EPISODES_FILE
 from dmr_gym.kl import counted_steps
 from dmr_gym.kl_dataset import KLDataset, read_settings
-from dmr_gym.metrics import Difference, Interval, paired_difference
+from dmr_gym.metrics import Difference, paired_difference
+from dmr_gym.parts import prices_of
 from dmr_gym.records import read_policies
-from dmr_gym.runs import write_atomically
+from dmr_gym.runs import file_digest, provenance, write_atomically, write_json
 from dmr_gym.tables import Table, write_tables
 from dmr_gym.training import SETTINGS_FILE
 
@@ -134,7 +138,7 @@ def depth(args: argparse.Namespace, rest: list[str]) -> None:
         raise ConfigError(f"--depths must differ from each other, got {args.depths}")
     variants = sweep(args, rest, {str(n): ["--n-layers", str(n)] for n in args.depths})
     write_atomically(args.out / PICTURE, lambda part: draw_depths(variants, part))
-    finish(args.out, depth_table(variants, where(args)))
+    finish(args, rest, depth_table(variants, where(args)), evaluated(args, variants))
 
 
 def threshold(args: argparse.Namespace, rest: list[str]) -> None:
@@ -150,7 +154,7 @@ def threshold(args: argparse.Namespace, rest: list[str]) -> None:
     variants = sweep(args, rest, options)
     lower = read_settings(args.data / "kl.safetensors")["env"]["precisions"][:-1]
     write_atomically(args.out / PICTURE, lambda part: draw_budgets(variants, part, kls, lower))
-    finish(args.out, threshold_table(variants, where(args)))
+    finish(args, rest, threshold_table(variants, where(args)), evaluated(args, variants))
 
 
 def tokens(args: argparse.Namespace, rest: list[str]) -> None:
@@ -161,7 +165,8 @@ def tokens(args: argparse.Namespace, rest: list[str]) -> None:
     action, everything = sweep(args, rest, options, by_steps=True)
     differences = paired(args, action, everything)
     write_atomically(args.out / PICTURE, lambda part: draw_budgets([action, everything], part))
-    finish(args.out, tokens_table(action, everything, differences, where(args)))
+    found = {**evaluated(args, [action, everything]), "differences": [asdict(each) for each in differences]}
+    finish(args, rest, tokens_table(action, everything, differences, where(args)), found)
 
 
 def step_types(args: argparse.Namespace, rest: list[str]) -> None:
@@ -169,36 +174,38 @@ def step_types(args: argparse.Namespace, rest: list[str]) -> None:
     if rest:
         raise ConfigError(f"step-types trains nothing and takes no further options, got {' '.join(rest)}")
     cells: dict[str, tuple[KLDataset, list[str]]] = {}
+    collected: dict[str, Any] = {}
     for entry in args.data:
         name, equals, folder = entry.partition("=")
         if not equals or name in cells:
             raise ConfigError(f"--data takes NAME=DIR with different names, got {entry!r}")
         path = Path(folder) / "kl.safetensors"
-        cells[name] = KLDataset.load(path), read_settings(path)["env"]["precisions"][:-1]
+        dataset, settings = KLDataset.load(path), read_settings(path)
+        cells[name] = dataset, settings["env"]["precisions"][:-1]
+        collected[name] = {"sha256": file_digest(path), "settings": settings}
     pairs = [(f"{n} {low}", data, i) for n, (data, lower) in cells.items() for i, low in enumerate(lower)]
     parts = {name: kl_by_type(dataset, index) for name, dataset, index in pairs}
     write_atomically(args.out / PICTURE, lambda part: draw_kl_types(parts, part))
-    finish(args.out, step_type_table(cells))
+    rows, bounds = step_type_rows(cells), {"near_zero_kl": NEAR_ZERO_KL, "large_kl": LARGE_KL}
+    finish(args, rest, step_type_table(rows), {"data": collected, **bounds, "results": rows})
 
 
 def shift(args: argparse.Namespace, rest: list[str]) -> None:
-    """Calibrate with the training histories beside it; agents/calibrate.py draws the picture."""
+    """Calibrate with the training histories beside it; agents/calibrate.py writes tables, numbers and the picture."""
     if not any(option.split("=")[0] == "--data" for option in rest):
         raise ConfigError("the shift is between two pools: give --data, what the router was trained on")
     calibrate.main(["--out", str(args.out), *rest])
-    record = json.loads((args.out / THRESHOLDS_FILE).read_text(encoding="utf-8"))
-    finish(args.out, shift_table(record), calibrate.PICTURE)
 
 
 def advantages(args: argparse.Namespace, rest: list[str]) -> None:
-    """Train GRPO with either way to compute advantages; agents/compare_grpo.py draws the picture."""
+    """Train GRPO with either way to compute advantages; agents/compare_grpo.py writes the numbers and the picture."""
     if any(option.split("=")[0] == "--advantages" for option in rest):
         raise ConfigError("advantages compares mean and group_std; for others use agents/compare_grpo.py")
     compare_grpo.main(["--out", str(args.out), "--advantages", "mean", "group_std", *rest])
-    record = json.loads((args.out / "results.json").read_text(encoding="utf-8"))
-    settings = record["settings"]
-    gaps = advantage_gaps(args.out / EPISODES_FILE, settings["lambdas"], settings["resamples"])
-    finish(args.out, advantage_table(record["results"], gaps, settings["seeds"]), "returns.png")
+    table = advantage_table(json.loads((args.out / "results.json").read_text(encoding="utf-8")))
+    path = write_tables(args.out, [table])
+    table.show()
+    print(f"tables: {path}")
 
 
 def sweep(
@@ -253,31 +260,25 @@ def paired(args: argparse.Namespace, first: Variant, second: Variant) -> list[Di
     return [paired_difference(first.name, each[0][n], second.name, each[1][n], 0.0, args.resamples) for n in names]
 
 
-def advantage_gaps(path: Path, lambdas: Sequence[float], resamples: int) -> dict[float, tuple[float, Interval]]:
-    """Return with advantages "mean" minus that with "group_std" at each λ, paired by seed and task."""
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    gaps = {}
-    for lambda_ in lambdas:
-        returns = []
-        for way in ("mean", "group_std"):
-            mine = [line for line in lines if line["kind"] == f"grpo {way} {lambda_}"]
-            values = np.array([line["success"] - lambda_ * line["time_s"] for line in mine])
-            returns.append(values.reshape(len({line["seed"] for line in mine}), -1))
-        gap = returns[0] - returns[1]  # (seeds, tasks)
-        gaps[lambda_] = float(gap.mean()), compare_grpo.interval(gap, resamples)
-    return gaps
-
-
 def where(args: argparse.Namespace) -> str:
     """Environment and panel, for the notes."""
     return f"{chosen_env(args)[0]}, panel {args.panel}"
 
 
-def finish(out: Path, table: Table, picture: str = PICTURE) -> None:
-    """Write and print the table, and say where everything lies."""
-    path = write_tables(out, [table])
+def finish(args: argparse.Namespace, rest: Sequence[str], table: Table, found: Mapping[str, Any]) -> None:
+    """Write the numbers and their table, print it, and say where everything lies."""
+    record = {"settings": settings_of(args), "training_options": list(rest), **found, **provenance()}
+    write_json(args.out / "results.json", record)
+    path = write_tables(args.out, [table])
     table.show()
-    print(f"picture: {out / picture}\ntables: {path}")
+    print(f"picture: {args.out / PICTURE}\ntables: {path}\nnumbers: {args.out / 'results.json'}")
+
+
+def evaluated(args: argparse.Namespace, variants: Sequence[Variant]) -> dict[str, Any]:
+    """Where variants were evaluated, and what was found, as plain data."""
+    env_id, config = chosen_env(args, args.out / "cache")
+    world = {"env_id": env_id, "env": asdict(config), "latency": asdict(prices_of(config))}
+    return {**world, "variants": [variant.as_data() for variant in variants]}
 
 
 if __name__ == "__main__":

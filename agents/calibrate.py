@@ -15,7 +15,8 @@ How this differs from the paper:
     python agents/calibrate.py --router runs/kl-st/router --out runs/calibration --data runs/kl
     python agents/calibrate.py --router runs/kl-st/router --out runs/calibration --check-panel validation
 
-``--out`` then holds thresholds.json, which agents/evaluate.py reads (``--thresholds``), and score_shift.png.
+``--out`` then holds thresholds.json, which agents/evaluate.py reads (``--thresholds``), score_shift.png, tables.md, and
+all numbers in results.json.
 """
 
 from __future__ import annotations
@@ -24,16 +25,17 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dmr_gym import trained_on
 from dmr_gym.calibration import StepShare, describe_scores, step_share
+from dmr_gym.calibration_tables import budget_table, shift_table
 from dmr_gym.command_line import add_env_options, chosen_env, first_tasks, make_envs, recipe_parser, run, settings_of
 from dmr_gym.config import EnvConfig
 from dmr_gym.deployment import (
+    DEFAULT_TAU,
     THRESHOLDS_FILE,
     Calibration,
     add_calibration_options,
@@ -53,6 +55,7 @@ from dmr_gym.policies import RouterPolicy
 from dmr_gym.rollout import rollout
 from dmr_gym.router import PrecisionRouter
 from dmr_gym.runs import file_digest, provenance, write_atomically, write_json
+from dmr_gym.tables import write_tables
 from dmr_gym.training import claim_folder
 
 PICTURE = "score_shift.png"
@@ -83,8 +86,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     data_file = None if args.data is None else args.data / "kl.safetensors"
     dataset = None if data_file is None else KLDataset.load(data_file)
     if dataset is not None and data_file is not None:
-        described = describe_data(dataset, read_settings(data_file), args.steps)
-        show_warnings(trained_on.check(router.trained_on, described, config.max_steps))
+        learnt = describe_data(dataset, read_settings(data_file), args.steps)
+        show_warnings(trained_on.check(router.trained_on, learnt, config.max_steps))
     forced = forced_types(args.force_high, router)
     settings = {
         **settings_of(args),
@@ -106,22 +109,23 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     picture = args.out / PICTURE
     write_atomically(picture, lambda part: draw_score_pools(pools, calibration.thresholds, part))
+    described = {name: describe_scores(pool) for name, pool in pools.items()}
     record = {
         "settings": settings,
         "router_digest": router.digest(),
         "router_trained_on": router.trained_on,
         "calibration": asdict(calibration),
-        "pools": {name: describe_scores(pool) for name, pool in pools.items()},
-        "checks": [asdict(share) for share in checks],
         **provenance(),
     }
+    found = {"default_threshold": DEFAULT_TAU, "pools": described, "checks": [asdict(share) for share in checks]}
     write_json(args.out / THRESHOLDS_FILE, record)
-    show(calibration, checks, args.check_panel)
-    for name, pool in pools.items():
-        figures = describe_scores(pool)
-        where = f"0.5 sits at percentile {figures['percentile_of_half']:.1f}"
-        print(f"{name} pool: {figures['steps']} steps, mean p(high) {figures['mean']:.3f}, {where}")
-    print(f"wrote {args.out / THRESHOLDS_FILE} and {picture}")
+    write_json(args.out / "results.json", record | found)
+    budgets = budget_table(calibration.thresholds, calibration.shares, checks, args.check_panel or "")
+    tables = [budgets, shift_table(described)]
+    path = write_tables(args.out, tables)
+    for table in tables:
+        table.show()
+    print(f"picture: {picture}\ntables: {path}\nwrote {args.out / THRESHOLDS_FILE} and {args.out / 'results.json'}")
 
 
 def check_shares(
@@ -142,36 +146,6 @@ def check_shares(
         shares.append(step_share(high_steps, steps, args.resamples))
     envs.close()
     return shares
-
-
-def show(calibration: Calibration, checks: Sequence[StepShare], panel: str | None) -> None:
-    """Print a line a budget: its threshold, and the shares of steps at or above it."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    pool = calibration.shares[0]
-    title = (
-        f"{pool.n_steps} router-eligible steps of {pool.n_episodes} calibration episodes\n95 % intervals in brackets"
-    )
-    table = Table(title=title, box=box.SIMPLE_HEAD)
-    titles = ["K %", "τ", "tied\nsteps", "realised %", "steps\nindependent", "episodes\nresampled"]
-    for title in titles + ([f"{panel} %", "episodes\nresampled"] if checks else []):
-        table.add_column(title, justify="right", no_wrap=True)
-    for index, (threshold, share) in enumerate(zip(calibration.thresholds, calibration.shares, strict=True)):
-        row = [f"{100 * threshold.budget:g}", f"{threshold.value:.4g}", str(threshold.tied_steps)]
-        row += [f"{100 * share.share:.1f}", bracket(share.binomial_ci), bracket(share.episodes_ci)]
-        if checks:
-            row += [f"{100 * checks[index].share:.1f}", bracket(checks[index].episodes_ci)]
-        table.add_row(*row)
-    console = Console()
-    console.width = max(console.width, 120)
-    console.print(table)
-
-
-def bracket(interval: Any) -> str:
-    """An interval in percent."""
-    return f"[{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
 
 
 def show_warnings(warnings: Sequence[str]) -> None:

@@ -23,8 +23,8 @@ How this differs from the paper:
 ``--switches`` adds what the paper leaves out: the same calls with a cold and with a warm prefix, beside what the fit
 says of them. Servers are measured with a prefix cache that begins cold (``cache_salt``).
 
-``--out`` then holds profile.toml, which an environment takes by its path: ``latency = {profile = PATH}``. The same
-command goes on with the sessions that are missing.
+``--out`` then holds profile.toml, which an environment takes by its path: ``latency = {profile = PATH}``, tables.md,
+and all numbers in results.json. The same command goes on with the sessions that are missing.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ import torch
 from tqdm import tqdm
 
 from dmr_gym.backends import make_backend, with_world
-from dmr_gym.backends.kernels import DEQUANTIZED, dequantized_copies
+from dmr_gym.backends.kernels import dequantized_copies
 from dmr_gym.cache import CachedEncoder, CompletionCache
 from dmr_gym.command_line import (
     add_env_options,
@@ -64,10 +64,11 @@ from dmr_gym.deployment import BUDGETS, forcing
 from dmr_gym.encoders import make_encoder
 from dmr_gym.episode import priced_call
 from dmr_gym.errors import ConfigError
-from dmr_gym.latency import W3_SPEEDUP, Profile, break_even_tokens, make_latency_model
+from dmr_gym.latency import W3_SPEEDUP, Profile, make_latency_model
 from dmr_gym.latency.prefix_cache import prompt_text
-from dmr_gym.latency_sessions import PREFILL_DECODE, Session, TimedBackend, TimedEncoder, TimedPolicy, estimate
+from dmr_gym.latency_sessions import Session, TimedBackend, TimedEncoder, TimedPolicy, estimate
 from dmr_gym.latency_switches import TimedSwitch, switch_costs, switch_table, time_switches
+from dmr_gym.latency_tables import break_even_rows, latency_table
 from dmr_gym.policies import EpisodeKey, FixedPrecision, Policy, RouterPolicy
 from dmr_gym.rollout import Trajectory, rollout
 from dmr_gym.router import PrecisionRouter
@@ -171,13 +172,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     path = args.out / "profile.toml"
     write_atomically(path, lambda part: part.write_text(HEADER + to_toml(profile), encoding="utf-8"))
-    show(profile, config.precisions)
+    break_even = break_even_rows(profile, config.precisions, (0.0, *BUDGETS))
+    tables, costs = [latency_table(profile, config.precisions, break_even)], {}
     if switched:
         model = make_latency_model({"kind": "prefill-decode", **found.kinds["prefill-decode"]}, config.precisions)
         costs = {n: switch_costs(s, n, model, args.resamples, args.seed) for n, s in switched.items()}
-        table = switch_table(costs)
+        tables.append(switch_table(costs))
+    record = {
+        "settings": settings,
+        "env": described,
+        "profile": asdict(profile),
+        "break_even": break_even,
+        "switches": {name: [asdict(cost) for cost in each] for name, each in costs.items()},
+        **made,
+    }
+    write_json(args.out / "results.json", record)
+    for table in tables:
         table.show()
-        print(f"wrote {write_tables(args.out, [table])}")
+    print(f"tables: {write_tables(args.out, tables)}\nnumbers: {args.out / 'results.json'}")
     print(f"wrote {path}; an environment takes it with --set 'latency={{profile = \"{path}\"}}'")
 
 
@@ -300,47 +312,6 @@ def describe_hardware(words: str) -> dict[str, Any]:
     if torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name()
     return ({"models": words} if words else {}) | found
-
-
-def show(profile: Profile, precisions: Sequence[str]) -> None:
-    """Print a line a precision, the router's, and the tokens from which on routing pays."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    linear, fitted = profile.kinds["token-linear"], profile.kinds["prefill-decode"]
-    measured = profile.measurement
-    title = f"{measured['sessions']} sessions, {measured['concurrency']} at a time, {measured['clock']}; ms"
-    table = Table(title=f"{title}\n95 % intervals over sessions in brackets", box=box.SIMPLE_HEAD)
-    for column in ("precision", "a token (Eq. 10)", "a prefill token", "a decode token", "a call", "R² of the fit"):
-        table.add_column(column, justify="left" if column == "precision" else "right", no_wrap=True)
-    for name in precisions:
-        note = f" projected: {profile.projected[name]}" if name in profile.projected else ""
-        note += f" {DEQUANTIZED}" if name in profile.dequantized else ""
-        ends = profile.intervals["token-linear"]["ms_per_token"].get(name)
-        row = [f"{linear['ms_per_token'][name]:.2f}" + (f" [{ends[0]:.2f}, {ends[1]:.2f}]" if ends else "")]
-        row += [f"{fitted[kind][name]:.3f}" for kind in PREFILL_DECODE]
-        table.add_row(name + note, *row, f"{profile.fit[name]['r_squared']:.3f}" if name in profile.fit else "")
-    console = Console()
-    console.width = max(console.width, 120)
-    console.print(table)
-    for name, reason in profile.dequantized.items():
-        print(f"{name} is {reason}; it was measured with weights of 16 bits")
-    for name, how in profile.projected.items():
-        if how.partition(" ")[0] in profile.dequantized:
-            print(f"warning: {name} is projected from a precision that was measured with weights of 16 bits")
-    ends = profile.intervals["token-linear"]["router_ms"]
-    print(f"a routing decision (Eq. 11): {linear['router_ms']:.2f} ms [{ends[0]:.2f}, {ends[1]:.2f}]")
-    high_ms = linear["ms_per_token"][precisions[-1]]
-    for name in precisions[:-1]:
-        low_ms, pair = linear["ms_per_token"][name], f"{name} and {precisions[-1]}"
-        if low_ms >= high_ms:
-            print(f"routing between {pair} saves no time: {name} is no faster")
-            continue
-        shares = (0.0, *BUDGETS)
-        tokens = [break_even_tokens(high_ms, low_ms, linear["router_ms"], share) for share in shares]
-        told = ", ".join(f"{n:.1f} at K={share:g}" for n, share in zip(tokens, shares, strict=True))
-        print(f"routing between {pair} saves time in steps of more tokens than: {told}")
 
 
 if __name__ == "__main__":

@@ -143,6 +143,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "latency": asdict(prices),
         "tasks": contenders[0].success.shape[1],
         "results": rows,
+        "advantage_gaps": advantage_gaps(contenders, args),
         **provenance(),
     }
     write_json(args.out / "results.json", record)
@@ -242,6 +243,18 @@ def tabulate(contenders: Sequence[Contender], args: argparse.Namespace) -> list[
                 row |= {"grpo_minus": float(gap.mean()), "grpo_minus_ci": asdict(interval(gap, args.resamples))}
             rows.append(row)
     return rows
+
+
+def advantage_gaps(contenders: Sequence[Contender], args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return of GRPO with the first way to compute advantages minus that with each other, paired by seed and task."""
+    [first, *others], kinds = args.advantages, {c.kind: c for c in contenders}
+    gaps = []
+    for other, lambda_ in itertools.product(others, args.lambdas):
+        one, two = kinds[f"grpo {first} {lambda_}"], kinds[f"grpo {other} {lambda_}"]
+        gap = one.returns(lambda_) - two.returns(lambda_)  # (seeds, tasks)
+        figures = {"return": float(gap.mean()), "return_ci": asdict(interval(gap, args.resamples))}
+        gaps.append({"lambda": lambda_, "policy": one.name, "minus": two.name, **figures})
+    return gaps
 
 
 def interval(values: np.ndarray, resamples: int) -> Interval:

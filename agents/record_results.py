@@ -1,7 +1,8 @@
 """Put what a run found into RESULTS.md: its numbers under results/, its table and pictures between the page's marks.
 
-RUN is a folder that agents/evaluate.py, compare_grpo.py, ablate.py or tree_report.py wrote. Its results.json and its
-pictures are copied to results/NAME/, and its tables replace what stands between the marks of NAME in the page:
+RUN is a folder that agents/evaluate.py, compare_grpo.py, ablate.py, tree_report.py, calibrate.py or
+calibrate_latency.py wrote. Its results.json and its pictures are copied to results/NAME/, and its tables replace what
+stands between the marks of NAME in the page:
 
     <!-- results: NAME -->
     <!-- end of results -->
@@ -48,8 +49,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     pictures = sorted(args.run.glob("*.png"))
     for path in (args.run / NUMBERS, *pictures):
         shutil.copyfile(path, folder / path.name)
-    body = "\n".join(path.read_text(encoding="utf-8").replace("\n## ", "\n### ") for path in tables)
-    body = re.sub(r"\A## ", "### ", body) + "".join(f"\n![{p.stem}](results/{args.name}/{p.name})\n" for p in pictures)
+    body = "\n".join(re.sub(r"(?m)^#", "##", path.read_text(encoding="utf-8")) for path in tables)
+    body += "".join(f"\n![{p.stem}](results/{args.name}/{p.name})\n" for p in pictures)
     old = args.page.read_text(encoding="utf-8") if args.page.is_file() else "# Results\n"
     page = with_block(old, args.name, body)
     write_atomically(args.page, lambda part: part.write_text(page, encoding="utf-8"))

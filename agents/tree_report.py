@@ -8,9 +8,9 @@ tree, and answers come from the completion cache or the LLM.
     python agents/tree_report.py --trees runs/trees --out runs/tree-report
     python agents/tree_report.py --trees runs/trees --kl runs/kl-test --router runs/kl-st/router --out runs/tree-report
 
-``--kl`` is what agents/collect_kl.py wrote for the same panel. ``--out`` then holds report.json, tree_report.png,
-decisions.jsonl, a line a step of the episodes at the highest precision, and oracle.json for ``--oracle`` of
-agents/evaluate.py, with the tasks whose best routing is known exactly.
+``--kl`` is what agents/collect_kl.py wrote for the same panel. ``--out`` then holds tables.md, the numbers in
+results.json, tree_report.png, decisions.jsonl, a line a step of the episodes at the highest precision, and oracle.json
+for ``--oracle`` of agents/evaluate.py, with the tasks whose best routing is known exactly.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from dmr_gym.policies import Policy, RandomPolicy, RouterPolicy
 from dmr_gym.rollout import rollout
 from dmr_gym.router import PrecisionRouter
 from dmr_gym.runs import provenance, write_atomically, write_json
+from dmr_gym.tables import write_tables
 from dmr_gym.tree.answers import check_trees, check_world
 from dmr_gym.tree.decisions import harmless_actions
 from dmr_gym.tree.figures import LabelCurve, Point, draw_report
@@ -53,7 +54,8 @@ from dmr_gym.tree.report import (
     oracle_records,
     policy_row,
 )
-from dmr_gym.tree.values import Prices, best_actions, best_values
+from dmr_gym.tree.tables import report_tables
+from dmr_gym.tree.values import Prices, best_actions, best_values, fixed_values
 from dmr_gym.vector import PrecisionRoutingVectorEnv
 
 Played = dict[tuple[str, str], list[TreeEpisode]]
@@ -92,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     folder = Path(args.trees)
     args.trees = None if args.live else args.trees
-    _, config = chosen_env(args, args.out / "cache")
+    env_id, config = chosen_env(args, args.out / "cache")
     trees = load_trees(folder / args.panel)
     check_trees(trees, config)
     check_world(trees, replace(config, task_kwargs={**config.task_kwargs, "panel": args.panel}))
@@ -108,35 +110,46 @@ def main(argv: Sequence[str] | None = None) -> None:
     played |= play(trees, here, config, args)
     rows = [policy_row(*key, episodes, trees, oracle, prices, args.resamples) for key, episodes in played.items()]
     times = panel_times(trees, here)
-    decisions = decisions_at_highest(trees, here)
+    best_after = {x: decisions_at_highest(trees, price, values[x]) for x, price in prices.items()}
+    decisions = best_after[config.lambda_]
     kls, labels, curves = judge_labels(trees, decisions, args.kl)
+    source = prices_of(config)
     record = {
         "settings": settings_of(args),
+        "env_id": env_id,
         "env": asdict(config),
+        "precisions": list(config.precisions),
+        "latency": asdict(source),
         "trees": describe_trees(trees, folder),
         "oracle": {f"{x:g}": mean_bounds(each) for x, each in oracle.items()},
         "oracle_without_router": {f"{x:g}": free_oracle(trees, price) for x, price in prices.items()},
-        "policies": rows,
+        "results": rows,
         "frontier": {"success": times.shown().success.tolist(), "time_s": times.shown().time_s.tolist()},
         "frontier_bound": {"success": times.bound().success.tolist(), "time_s": times.bound().time_s.tolist()},
         "steps_of_highest": {
-            f"{x:g}": {after: decision_row(decisions_at_highest(trees, price, after)) for after in ("best", "highest")}
+            f"{x:g}": {"best": decision_row(best_after[x]), "highest": highest_after(trees, price)}
             for x, price in prices.items()
         },
         "kl_labels": labels,
         **provenance(),
     }
-    write_json(args.out / "report.json", record)
+    write_json(args.out / "results.json", record)
     write_json(args.out / "oracle.json", oracle_records(trees, values, prices))
     text = decision_lines(trees, decisions, kls)
     write_atomically(args.out / "decisions.jsonl", lambda part: part.write_text(text, encoding="utf-8"))
     shown = [row for row in rows if row["kind"] != "oracle" and not row["left_tree"]]
-    points = [Point(row["kind"], row["name"], row["success"], row["time_s"]) for row in shown]
-    picture, source = args.out / "tree_report.png", prices_of(config).label
-    drawn = (times.shown(), times.bound(), points, curves, source)
+    points = [Point(row["kind"], row["policy"], row["success"], row["time_s"]) for row in shown]
+    picture, drawn = args.out / "tree_report.png", (times.shown(), times.bound(), points, curves, source.label)
     write_atomically(picture, lambda part: draw_report(*drawn, part))
-    show(record, lambdas, source)
-    print(f"picture: {picture}\nnumbers: {args.out / 'report.json'} and {args.out / 'decisions.jsonl'}")
+    tables = report_tables(record)
+    path = write_tables(args.out, tables, f"{env_id}, panel {args.panel}")
+    for table in tables:
+        table.show()
+    if args.kl is None:
+        print("no KLs: --kl compares labels")
+    print(
+        f"picture: {picture}\ntables: {path}\nnumbers: {args.out / 'results.json'} and {args.out / 'decisions.jsonl'}"
+    )
 
 
 def play(trees: Sequence[RoutingTree], prices: Prices, config: EnvConfig, args: argparse.Namespace) -> Played:
@@ -227,82 +240,15 @@ def describe_trees(trees: Sequence[RoutingTree], folder: Path) -> dict[str, Any]
     }
 
 
+def highest_after(trees: Sequence[RoutingTree], prices: Prices) -> dict[str, Any]:
+    """What the steps of the highest precision's episodes are where it alone acts after them."""
+    high = len(trees[0].precisions) - 1
+    return decision_row(decisions_at_highest(trees, prices, [fixed_values(tree, prices, high) for tree in trees]))
+
+
 def free_oracle(trees: Sequence[RoutingTree], prices: Prices) -> tuple[float, float]:
     """The oracle's mean return if asking a router took no time."""
     return mean_bounds([best_values(tree, prices.without_router()).start for tree in trees])
-
-
-def show(record: dict[str, Any], lambdas: Sequence[float], prices: str) -> None:
-    """Print the tables."""
-    from rich.console import Console
-
-    console = Console()
-    # A file or a narrow window gets whole lines rather than numbers cut in the middle.
-    console.width = max(console.width, 140)
-    trees = record["trees"]
-    print(f"{trees['complete']} of {trees['trees']} trees are complete, {trees['states_of_all']:,} states in all")
-    console.print(policy_table(record, [f"{x:g}" for x in lambdas], prices), step_table(record), label_table(record))
-
-
-def policy_table(record: dict[str, Any], lambdas: Sequence[str], prices: str) -> Any:
-    """A line a policy: what it earns at each λ, and what it lacks to the oracle at the environment's."""
-    table = _table(f"mean return; * some episodes left their trees\nmodelled seconds, {prices}")
-    first = lambdas[0]
-    for title in ("success %", "time, s", "high %", *(f"λ={x}" for x in lambdas), f"regret at λ={first}"):
-        table.add_column(title, justify="right", no_wrap=True)
-    for row in record["policies"]:
-        at = row["by_lambda"]
-        lacks, ci = at[first]["regret"], at[first]["regret_ci"]
-        star = " *" if row["left_tree"] else ""
-        numbers = [f"{100 * row['success']:.1f}", f"{row['time_s']:.2f}", f"{100 * row['high_share']:.0f}"]
-        gap = f"{_bounds(lacks)} [{ci[0]:.3f}, {ci[1]:.3f}]"
-        table.add_row(row["name"] + star, *numbers, *(_bounds(at[x]["return"]) for x in lambdas), gap)
-    return table
-
-
-def step_table(record: dict[str, Any]) -> Any:
-    """A line a λ: what the steps of the highest precision's episodes are."""
-    table = _table("steps of the episodes at the highest precision, %; of each lower precision")
-    for title in ("steps", "same", "critical", "unknown", "fatal", "unknown"):
-        table.add_column(title, justify="right", no_wrap=True)
-    for x, kinds in record["steps_of_highest"].items():
-        for after, row in kinds.items():
-            columns = (
-                [row["same"]],
-                *(row[name] for name in ("critical", "critical_unknown", "fatal", "fatal_unknown")),
-            )
-            shares = [" / ".join(f"{100 * share:.1f}" for share in each) for each in columns]
-            table.add_row(f"λ={x}, then {after}", str(row["steps"]), *shares)
-    return table
-
-
-def label_table(record: dict[str, Any]) -> Any:
-    """A line a label: how well it finds critical steps."""
-    table = _table("labels of critical steps, %" if record["kl_labels"] else "no KLs: --kl compares labels")
-    for title in ("labelled", "precision", "recall", "average precision", "critical"):
-        table.add_column(title, justify="right", no_wrap=True)
-    for row in record["kl_labels"]:
-        for name in ("kl_st", "actions_differ"):
-            one = row[name]
-            numbers = [f"{100 * one[key]:.1f}" for key in ("labelled", "precision", "recall")]
-            area = f"{100 * row['average_precision']:.1f}" if name == "kl_st" else ""
-            label = f"KL > {one['threshold']:.2g} nats" if name == "kl_st" else "actions differ"
-            table.add_row(f"{row['precision']}: {label}", *numbers, area, f"{100 * row['critical']:.1f}")
-    return table
-
-
-def _table(title: str) -> Any:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(title=title, box=box.SIMPLE_HEAD)
-    table.add_column("", no_wrap=True)
-    return table
-
-
-def _bounds(bounds: Sequence[float]) -> str:
-    low, high = bounds
-    return f"{low:.3f}" if high - low < 5e-4 else f"{low:.3f} to {high:.3f}"
 
 
 if __name__ == "__main__":

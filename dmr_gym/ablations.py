@@ -6,7 +6,7 @@ Shapes: N steps, P precisions, S seeds, T tasks.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,12 @@ class Variant:
     def mean_success(self) -> float:
         """Success averaged over the budgets, as in Table 2."""
         return float(np.mean([row["success"] for row in self.budgets]))
+
+    def as_data(self) -> dict[str, Any]:
+        """All of it as plain data."""
+        rows = {"singles": list(self.singles), "budgets": list(self.budgets)}
+        accuracy = {"balanced_accuracy": self.balanced_accuracy, "mean_success": self.mean_success}
+        return {"variant": self.name, **accuracy, "threshold": list(self.threshold), **rows}
 
     @classmethod
     def read(cls, name: str, trained: Sequence[Path], evaluated: Path) -> Variant:
@@ -155,32 +161,42 @@ def tokens_table(action: Variant, everything: Variant, differences: Sequence[Dif
     return Table("Action-only against all tokens (Table 5)", columns, tuple(rows), (note, *_notes([action], where)))
 
 
-def step_type_table(cells: Mapping[str, tuple[KLDataset, Sequence[str]]]) -> Table:
-    """Table 4: the KL of the action block by type of step, a line a data set and lower precision, and all pooled.
+def step_type_rows(cells: Mapping[str, tuple[KLDataset, Sequence[str]]]) -> list[dict[str, Any]]:
+    """The numbers of Table 4 as plain data: one row a data set and lower precision, and one of all pooled.
 
     Args:
         cells: data set and names of its lower precisions, by the name of the cell.
+
+    Returns:
+        Rows of the cell's name and, by type of step, the number of steps, their mean KL of the action block in nats,
+        and the shares of them near zero and large.
     """
-    types = sorted({kind for dataset, _ in cells.values() for kind in dataset.step_types})
+    rows: list[dict[str, Any]] = []
+    pooled: dict[str, list[FloatArray]] = {}
+    for name, (dataset, lower) in cells.items():
+        for index, precision in enumerate(lower):
+            parts = kl_by_type(dataset, index)
+            rows.append({"cell": f"{name} {precision}".strip(), "types": _type_figures(parts)})
+            for kind, values in parts.items():
+                pooled.setdefault(kind, []).append(values)
+    if len(rows) > 1:
+        joined = {kind: np.concatenate(parts) for kind, parts in pooled.items()}
+        rows.append({"cell": "Pooled", "types": _type_figures(joined)})
+    return rows
+
+
+def step_type_table(rows: Sequence[Row]) -> Table:
+    """Table 4: the KL of the action block by type of step, a line a row of `step_type_rows`."""
+    types = sorted({kind for row in rows for kind in row["types"]})
     titles = ("mean KL", f"% KL < {NEAR_ZERO_KL:g}", f"% KL > {LARGE_KL:g}")
     columns = (
         "cell",
         *(f"{title}, {kind}" for title in titles for kind in types),
         *(f"{kind} steps" for kind in types),
     )
-    pooled: dict[str, list[FloatArray]] = {kind: [] for kind in types}
-    rows = []
-    for name, (dataset, lower) in cells.items():
-        for index, precision in enumerate(lower):
-            parts = kl_by_type(dataset, index)
-            for kind, values in parts.items():
-                pooled[kind].append(values)
-            rows.append((f"{name} {precision}".strip(), *_type_cells(parts, types)))
-    if len(rows) > 1:
-        joined = {kind: np.concatenate(parts) for kind, parts in pooled.items() if parts}
-        rows.append(("Pooled", *_type_cells(joined, types)))
+    lines = tuple((row["cell"], *_type_cells(row["types"], types)) for row in rows)
     note = "KL of the action block in nats, on the highest precision's own episodes."
-    return Table("KL by type of step (Table 4)", columns, tuple(rows), (note,))
+    return Table("KL by type of step (Table 4)", columns, lines, (note,))
 
 
 def kl_by_type(dataset: KLDataset, index: int) -> dict[str, FloatArray]:
@@ -189,43 +205,21 @@ def kl_by_type(dataset: KLDataset, index: int) -> dict[str, FloatArray]:
     return {str(kind): dataset.kl_action[types == kind, index] for kind in np.unique(types)}
 
 
-def shift_table(record: Mapping[str, Any]) -> Table:
-    """Appendix D in numbers: how the scores lie on training histories and at deployment.
+def advantage_table(record: Mapping[str, Any]) -> Table:
+    """GRPO's two ways to compute advantages side by side, a line a λ and way.
 
     Args:
-        record: a ``thresholds.json`` that agents/calibrate.py wrote with ``--data``.
+        record: a ``results.json`` that agents/compare_grpo.py wrote with ``--advantages`` of two.
     """
-    rows = tuple(
-        (
-            name,
-            str(pool["steps"]),
-            number(pool["mean"], 3),
-            number(pool["percentile_of_half"], 1),
-            percent(pool["share_at_least_half"]),
-            *(number(pool["quantiles"][q], 3) for q in ("0.05", "0.50", "0.95")),
-        )
-        for name, pool in record["pools"].items()
-    )
-    columns = ("pool", "steps", "mean p(high)", "percentile of 0.5", "routed high at 0.5, %", "5 %", "median", "95 %")
-    note = "Scores p(high) on router-eligible steps; the last three columns are quantiles."
-    return Table("Shift of scores from training to deployment (Appendix D)", columns, rows, (note,))
-
-
-def advantage_table(rows: Sequence[Row], gaps: Mapping[float, tuple[float, Interval]], seeds: int) -> Table:
-    """GRPO's ways to compute advantages side by side, a line a λ and way.
-
-    Args:
-        rows: of the ``results.json`` that agents/compare_grpo.py wrote.
-        gaps: by λ, the return with the first way minus that with the second.
-        seeds: training runs of each.
-    """
-    grpo = [row for row in rows if row["kind"] == "grpo"]
+    grpo = [row for row in record["results"] if row["kind"] == "grpo"]
     ways = list(dict.fromkeys(row["advantages"] for row in grpo))
+    gaps = {gap["lambda"]: gap for gap in record["advantage_gaps"]}
     lines = []
     for lambda_ in dict.fromkeys(row["lambda"] for row in grpo):
         for row in (row for row in grpo if row["lambda"] == lambda_):
             first = row["advantages"] == ways[0]
-            gap = with_interval(*gaps[lambda_], 3, sign=True) if first else ""
+            between = gaps[lambda_]
+            gap = with_interval(between["return"], Interval(**between["return_ci"]), 3, sign=True) if first else ""
             lines.append(
                 (
                     f"{lambda_:g}" if first else "",
@@ -238,6 +232,7 @@ def advantage_table(rows: Sequence[Row], gaps: Mapping[float, tuple[float, Inter
                 )
             )
     columns = ("λ", "advantages", "return", "success %", "time of all, s", "high %", " − ".join(ways))
+    seeds = record["settings"]["seeds"]
     note = f"{seeds} training seeds; 95 % intervals over seeds and tasks, differences paired by seed and task."
     return Table("Advantages of GRPO", columns, tuple(lines), (note,), left=2)
 
@@ -247,16 +242,25 @@ def _budget_cells(row: Row) -> tuple[str, str, str, str]:
     return f"{row['budget']:g}", success, number(row["time_success_s"], 2), number(row["time_all_s"], 2)
 
 
-def _type_cells(parts: Mapping[str, FloatArray], types: Sequence[str]) -> tuple[str, ...]:
-    known = [parts.get(kind, np.zeros(0, np.float32)) for kind in types]
+def _type_figures(parts: Mapping[str, FloatArray]) -> dict[str, dict[str, float]]:
+    return {
+        kind: {
+            "steps": len(values),
+            "mean_kl": float(values.mean()),
+            "near_zero": float((values < NEAR_ZERO_KL).mean()),
+            "large": float((values > LARGE_KL).mean()),
+        }
+        for kind, values in parts.items()
+    }
 
-    def cells(figure: Any) -> list[str]:
-        return [figure(values) if len(values) else "–" for values in known]
 
-    means = cells(lambda values: f"{values.mean():.3g}")
-    near = cells(lambda values: percent(float((values < NEAR_ZERO_KL).mean())))
-    large = cells(lambda values: percent(float((values > LARGE_KL).mean())))
-    return (*means, *near, *large, *(str(len(values)) for values in known))
+def _type_cells(figures: Mapping[str, Row], types: Sequence[str]) -> tuple[str, ...]:
+    def cells(name: str, text: Callable[[float], str]) -> list[str]:
+        return [text(figures[kind][name]) if kind in figures else "–" for kind in types]
+
+    steps = [str(figures[kind]["steps"] if kind in figures else 0) for kind in types]
+    means = cells("mean_kl", lambda value: f"{value:.3g}")
+    return (*means, *cells("near_zero", percent), *cells("large", percent), *steps)
 
 
 def _notes(variants: Sequence[Variant], where: str) -> tuple[str, ...]:

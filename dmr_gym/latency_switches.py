@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -94,7 +94,8 @@ def time_switches(connect: Callable[[], ClosingBackend], turns: Sequence[Turn], 
     return found
 
 
-class SwitchCost(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class SwitchCost:
     """Switches at one step, means over the sessions that came so far; times in ms.
 
     Attributes:

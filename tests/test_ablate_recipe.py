@@ -12,6 +12,7 @@ import dmr_gym.evaluation
 from dmr_gym.errors import ConfigError
 from dmr_gym.kl_dataset import KLDataset
 from dmr_gym.router import PrecisionRouter
+from tests.explained import check_recorded
 from tests.recipes import TINY, TOY, load_recipe, no_picture, one_thread, write_critical
 
 __all__ = ["one_thread"]  # a fixture for all tests here
@@ -78,6 +79,7 @@ def test_the_depth_of_routers_is_varied(
     assert tables(out) == before
     assert states == {path: path.stat().st_mtime_ns for path in states}
     assert (out / "ablation.png").read_bytes().startswith(b"\x89PNG")
+    check_recorded(out, tmp_path)
 
 
 @pytest.mark.slow
@@ -91,6 +93,7 @@ def test_the_threshold_on_kl_is_put_at_four_places(recipe: ModuleType, data: Pat
     high = [json.loads((out / p / "seed-0" / "run.json").read_text())["label_counts"][1] for p in places]
     assert high[0] > high[1] == high[2] > high[3] > 0
     assert all(f"| {place.replace('-', ' ')} |" in tables(out) for place in places)
+    check_recorded(out, tmp_path)
 
 
 @pytest.mark.slow
@@ -104,6 +107,7 @@ def test_action_steps_are_compared_with_all_steps(recipe: ModuleType, data: Path
     assert [result["calibrations"][0]["steps"] for result in found] == ["action", "all"]
     assert "| 0.2 |" in tables(out)
     assert "+0.00 [+0.00, +0.00]" in tables(out)
+    check_recorded(out, tmp_path)
 
 
 def test_step_types_are_compared_in_data_that_is_there(recipe: ModuleType, data: Path, tmp_path: Path) -> None:
@@ -113,15 +117,17 @@ def test_step_types_are_compared_in_data_that_is_there(recipe: ModuleType, data:
     assert f"| a low | {mean:.3g} |" in tables(tmp_path)
     assert f"| Pooled | {mean:.3g} |" in tables(tmp_path)
     assert (tmp_path / "ablation.png").is_file()
+    check_recorded(tmp_path, tmp_path)
 
 
 def test_the_shift_of_scores_is_tabled(recipe: ModuleType, data: Path, router: str, tmp_path: Path) -> None:
     """Both pools of Appendix D, from what agents/calibrate.py found."""
     recipe.main(["shift", "--out", str(tmp_path), "--router", router, "--data", str(data), "--resamples", "20", *TOY])
-    pools = json.loads((tmp_path / "thresholds.json").read_text())["pools"]
+    pools = json.loads((tmp_path / "results.json").read_text())["pools"]
     for name in ("training", "calibration"):
         assert f"| {name} | {pools[name]['steps']} | {pools[name]['mean']:.3f} |" in tables(tmp_path)
     assert (tmp_path / "score_shift.png").is_file()
+    check_recorded(tmp_path, tmp_path)
 
 
 @pytest.mark.slow
@@ -135,25 +141,7 @@ def test_advantages_are_compared(recipe: ModuleType, router: str, tmp_path: Path
     mean, std = (row["return"] for row in rows if row["kind"] == "grpo")
     assert f"| {mean - std:+.3f} [" in tables(tmp_path).replace("-0.000", "+0.000")
     assert (tmp_path / "returns.png").is_file()
-
-
-def test_the_gap_of_advantages_is_paired_by_seed_and_task(recipe: ModuleType, tmp_path: Path) -> None:
-    """At λ = 0.1: seed 0 gains 1 on task a, seed 1 loses 0.1 s on b; the mean of four is (1 + 0 + 0 - 0.1) / 4."""
-    ends = {
-        "mean": [(True, 1), (True, 2), (True, 1), (True, 3)],
-        "group_std": [(False, 1), (True, 2), (True, 1), (True, 2)],
-    }
-    keys = [(0, "a"), (0, "b"), (1, "a"), (1, "b")]
-    lines = [
-        {"kind": f"grpo {way} 0.1", "seed": seed, "task_id": task, "success": success, "time_s": seconds}
-        for way, episodes in ends.items()
-        for (seed, task), (success, seconds) in zip(keys, episodes, strict=True)
-    ]
-    lines.append({"kind": "high", "seed": 0, "task_id": "a", "success": True, "time_s": 9.0})
-    (tmp_path / "episodes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    [(gap, interval)] = recipe.advantage_gaps(tmp_path / "episodes.jsonl", [0.1], 200).values()
-    assert gap == pytest.approx(0.9 / 4)
-    assert (interval.low, interval.high) == pytest.approx((-0.1, 1.0))
+    check_recorded(tmp_path, tmp_path)
 
 
 @pytest.mark.parametrize(

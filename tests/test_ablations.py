@@ -14,12 +14,13 @@ from dmr_gym.ablations import (
     advantage_table,
     depth_table,
     kl_by_type,
-    shift_table,
+    step_type_rows,
     step_type_table,
     threshold_places,
     threshold_table,
     tokens_table,
 )
+from dmr_gym.calibration_tables import shift_table
 from dmr_gym.errors import ConfigError
 from dmr_gym.kl_dataset import KLDataset
 from dmr_gym.metrics import Difference, Interval
@@ -122,13 +123,18 @@ def test_the_table_of_step_types_by_hand() -> None:
         "a": (dataset([0.0, 0.005, 0.7, 0.05], ["click", "click", "click", "search"]), ["w4"]),
         "b": (dataset([0.3], ["click"]), ["w4"]),
     }
-    table = step_type_table(cells)
+    rows = step_type_rows(cells)
+    table = step_type_table(rows)
     assert table.columns[1:3] == ("mean KL, click", "mean KL, search")
     assert table.rows == (
         ("a w4", "0.235", "0.05", "66.7", "0.0", "33.3", "0.0", "3", "1"),
         ("b w4", "0.3", "–", "0.0", "–", "100.0", "–", "1", "0"),
         ("Pooled", "0.251", "0.05", "50.0", "0.0", "50.0", "0.0", "4", "1"),
     )
+    assert rows[0]["types"]["click"] == pytest.approx(
+        {"steps": 3, "mean_kl": 0.235, "near_zero": 2 / 3, "large": 1 / 3}
+    )
+    assert list(rows[1]["types"]) == ["click"]
     assert kl_by_type(cells["a"][0], 0)["search"].tolist() == pytest.approx([0.05])
 
 
@@ -136,7 +142,7 @@ def test_the_table_of_the_shift_by_hand() -> None:
     """A line a pool."""
     pool = {"steps": 10, "mean": 0.27, "percentile_of_half": 73.0, "share_at_least_half": 0.27}
     pool["quantiles"] = {"0.05": 0.0, "0.25": 0.1, "0.50": 0.2, "0.75": 0.6, "0.95": 0.9}
-    table = shift_table({"pools": {"training": pool}})
+    table = shift_table({"training": pool})
     assert table.rows == (("training", "10", "0.270", "73.0", "27.0", "0.000", "0.200", "0.900"),)
 
 
@@ -148,7 +154,8 @@ def test_the_table_of_advantages_by_hand() -> None:
         {"kind": "grpo", "advantages": way, "return": r, **common} for way, r in (("mean", 0.5), ("group_std", 0.4))
     ]
     rows.append({"kind": "high", "advantages": "mean", "return": 0.3, **common})
-    table = advantage_table(rows, {0.1: (0.1, Interval(0.05, 0.15))}, seeds=5)
+    gap = {"lambda": 0.1, "return": 0.1, "return_ci": {"low": 0.05, "high": 0.15}}
+    table = advantage_table({"results": rows, "advantage_gaps": [gap], "settings": {"seeds": 5}})
     assert table.columns[-1] == "mean − group_std"
     assert table.rows == (
         ("0.1", "mean", "0.500 [0.400, 0.600]", "90.0", "2.00", "50", "+0.100 [+0.050, +0.150]"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -12,8 +13,10 @@ import pytest
 from fake_openai import FakeServer
 
 from dmr_gym.errors import ConfigError
-from dmr_gym.latency import load_profile
-from dmr_gym.latency_sessions import TimedEncoder
+from dmr_gym.latency import Profile, load_profile
+from dmr_gym.latency_sessions import PREFILL_DECODE, TimedEncoder
+from dmr_gym.latency_tables import break_even_rows, latency_table
+from tests.explained import check_recorded
 from tests.recipes import TINY, TOY, load_recipe
 from tests.toy_env import toy_env
 
@@ -48,6 +51,30 @@ def test_the_scripts_prices_are_found(out):
     fitted = profile.kinds["prefill-decode"]
     assert fitted["ms_per_decode_token"] == {"low": 3.0, "high": 3.0}
     assert fitted["ms_per_prefill_token"] == {"low": 0.0, "high": 0.0}
+
+
+def test_every_number_of_the_tables_is_one_of_the_results(out, tmp_path):
+    """Prices, the router's time, the tokens from which on routing pays: the page of results takes the run."""
+    check_recorded(out, tmp_path)
+
+
+def test_the_tokens_from_which_on_routing_pays_by_hand():
+    """20 ms a token against 10, 15 a decision: 15 / 10 tokens at K = 0, 15 / 5 at K = 0.5; none where low is slower."""
+    linear = {"ms_per_token": {"a": 25.0, "b": 10.0, "c": 20.0}, "router_ms": 15.0}
+    fitted = {name: dict.fromkeys("abc", 0.0) for name in PREFILL_DECODE}
+    ends = {"token-linear": {"ms_per_token": {"b": [9.0, 11.5]}, "router_ms": [14.0, 16.0]}}
+    profile = Profile("", "", {}, {}, {"token-linear": linear, "prefill-decode": fitted}, intervals=ends)
+    profile = replace(profile, measurement={"sessions": 2, "concurrency": 1, "clock": "wall clock"})
+    rows = break_even_rows(profile, "abc", (0.0, 0.5))
+    assert [(row["precision"], row["tokens"]) for row in rows] == [("a", None), ("a", None), ("b", 1.5), ("b", 3.0)]
+    table = latency_table(profile, "abc", rows)
+    assert table.rows[1] == ("b", "10.00 [9.00, 11.50]", "0.000", "0.000", "0.000", "")
+    assert table.rows[2][1] == "20.00"
+    assert "A routing decision (Eq. 11): 15.00 [14.00, 16.00] ms." in table.notes[0]
+    assert table.notes[1:] == (
+        "Routing between a and c saves no time: a is no faster.",
+        "Routing between b and c saves time in steps of more tokens than: 1.5 at K=0, 3.0 at K=0.5.",
+    )
 
 
 def test_the_profile_says_what_was_measured_and_how(out):
@@ -119,8 +146,8 @@ def test_a_projected_precision_is_not_played_alone_and_is_labelled(recipe, tmp_p
     assert {folder.name for folder in (tmp_path / "sessions").iterdir()} == {"w4", "bf16", "router"}
     printed = capsys.readouterr().out
     assert "w3 projected: w4 / 1.15" in printed
-    assert "routing between w4 and bf16 saves no time: w4 is no faster" in printed
-    assert "routing between w3 and bf16 saves time in steps of more tokens than: " in printed
+    assert "Routing between w4 and bf16 saves no time: w4 is no faster" in printed
+    assert "Routing between w3 and bf16 saves time in steps of more tokens than: " in printed
     assert "dequantized" not in printed
     assert profile.dequantized == {}
 
@@ -141,8 +168,9 @@ def test_a_copy_that_was_measured_unpacked_is_labelled(recipe, tmp_path, capsys,
     assert load_profile(str(tmp_path / "profile.toml")).dequantized == {"w4": "dequantized: unpacked at load"}
     printed = capsys.readouterr().out
     assert "w4 dequantized " in printed
-    assert "w4 is dequantized: unpacked at load; it was measured with weights of 16 bits" in printed
-    assert "warning: w3 is projected from a precision that was measured with weights of 16 bits" in printed
+    assert "w4 is dequantized: unpacked at load; it was measured with unpacked weights." in printed
+    assert "Warning: w3 is projected from a precision that was measured with unpacked weights." in printed
+    check_recorded(tmp_path, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -208,7 +236,8 @@ def test_switches_are_timed_on_servers_and_set_beside_the_fit(recipe, serve, tmp
     files = sorted((tmp_path / "out" / "switches").iterdir())
     timed = [json.loads(path.read_text()) for path in files]
     assert [[one[0] for one in session[name]] for session in timed for name in ("low", "high")] == [[1, 2, 4]] * 4
-    table = (tmp_path / "out" / "tables.md").read_text().splitlines()
+    check_recorded(tmp_path / "out", tmp_path)
+    table = (tmp_path / "out" / "tables.md").read_text().partition("## What a switch of")[2].splitlines()
     assert [line.split("|")[1:4] for line in table if line.startswith(("| low", "| high"))] == [
         [f" {name} ", f" {step} ", " 2 "] for name in ("low", "high") for step in (1, 2, 4)
     ]

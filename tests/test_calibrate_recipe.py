@@ -16,6 +16,7 @@ from dmr_gym.errors import ConfigError
 from dmr_gym.kl_dataset import KLDataset
 from dmr_gym.router import PrecisionRouter, RouterConfig
 from dmr_gym.runs import write_json
+from tests.explained import check_recorded
 from tests.recipes import TINY, TOY, load_recipe, write_critical
 
 SHOP = """
@@ -67,7 +68,9 @@ def calibrated(agents, data, router, tmp_path_factory) -> Path:
 
 def read(folder: Path) -> dict:
     """The record of a calibration."""
-    return json.loads((folder / THRESHOLDS_FILE).read_text())
+    record = json.loads((folder / "results.json").read_text())
+    assert record.items() >= json.loads((folder / THRESHOLDS_FILE).read_text()).items()
+    return record
 
 
 def test_calibrate_writes_a_threshold_and_its_shares_for_each_budget(calibrated):
@@ -86,6 +89,16 @@ def test_calibrate_writes_a_threshold_and_its_shares_for_each_budget(calibrated)
     assert [check["n_episodes"] for check in record["checks"]] == [8, 8, 8]
     assert set(record["calibration"]["models"]) == {"low", "high"}
     assert {"versions", "git", "python"} <= set(record)
+
+
+def test_every_number_of_a_calibrations_tables_is_one_of_its_file(calibrated, tmp_path):
+    """A line a budget with the check beside it, and a line a pool."""
+    text = (calibrated / "tables.md").read_text()
+    for t, check in zip(read(calibrated)["calibration"]["thresholds"], read(calibrated)["checks"], strict=True):
+        assert f"| {100 * t['budget']:g} | {t['value']:.4g} | {t['tied_steps']} |" in text
+        assert f" | {100 * check['share']:.1f} | [" in text
+    assert "| training | " in text
+    check_recorded(calibrated, tmp_path)
 
 
 def test_calibrate_describes_both_pools_of_appendix_d(calibrated, data, router):

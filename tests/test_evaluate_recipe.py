@@ -13,6 +13,7 @@ import pytest
 import dmr_gym.evaluation
 from dmr_gym.errors import ConfigError
 from dmr_gym.tasks.toy import best_actions
+from tests.explained import check_recorded
 from tests.recipes import TINY, TOY, Runs, kill_often, load_recipe, no_picture, one_thread, write_critical
 from tests.toy_env import play, toy_env
 
@@ -130,6 +131,11 @@ def test_the_tables_warn_of_the_biased_time(evaluated: Path) -> None:
     assert "| policy | success % | score | EP time, s | speedup | time of all, s | speedup | low / high % |" in text
     assert "It flatters a policy that solves only what is quick to solve" in text
     assert (evaluated / "accuracy_latency.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_number_of_the_tables_is_one_of_the_results(evaluated: Path, tmp_path: Path) -> None:
+    """Titles and notes too: the run can be put on the page of results."""
+    check_recorded(evaluated, tmp_path)
 
 
 def test_the_same_command_plays_nothing_and_writes_the_same(

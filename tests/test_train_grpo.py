@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import signal
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from dmr_gym.router import CONFIG_FILE, PrecisionRouter
 from dmr_gym.tasks.toy import best_actions
 from dmr_gym.training import HISTORY_FILE, STATE_FILE, read_history
 from dmr_gym.vector import PrecisionRoutingVectorEnv
+from tests.explained import check_recorded
 from tests.recipes import TINY, TOY, Runs, kill_often, load_recipe, one_thread, read_tensors
 
 __all__ = ["one_thread"]  # a fixture for all tests here
@@ -300,12 +302,33 @@ def test_the_comparison_trains_every_setting_and_plays_every_policy(tmp_path: Pa
         line for line in (out / "returns.md").read_text(encoding="utf-8").splitlines() if "GRPO mean λ=0.1" in line
     ]
     assert [line.startswith(f"| 0.1 | GRPO mean λ=0.1 | {grpo['return']:.3f} [") for line in lines] == [True]
+    check_recorded(out, tmp_path)
     states = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/state.safetensors")}
     compare.main([*options, "--calibration-tasks", "4"])
     assert len(states) == 8
     assert states == {path: path.stat().st_mtime_ns for path in out.glob("runs/*/state.safetensors")}
     with pytest.raises(ConfigError, match="begun with other lr"):
         compare.main([*options, "--calibration-tasks", "4", "--lr", "0.5"])
+
+
+def test_the_gap_of_advantages_is_paired_by_seed_and_task() -> None:
+    """At λ = 0.1: seed 0 gains 1 on a task, seed 1 loses 0.1 on another; the mean of four is (1 + 0 + 0 - 0.1) / 4."""
+    compare = load_recipe("compare_grpo")
+    ends = {
+        "mean": ([[1, 1], [1, 1]], [[1, 2], [1, 3]]),
+        "group_std": ([[0, 1], [1, 1]], [[1, 2], [1, 2]]),
+    }
+    contenders = [
+        compare.Contender(f"GRPO {way}", f"grpo {way} 0.1", np.array(success), np.array(seconds), np.ones(2))
+        for way, (success, seconds) in ends.items()
+    ]
+    args = argparse.Namespace(advantages=["mean", "group_std"], lambdas=[0.1], resamples=200)
+    [gap] = compare.advantage_gaps(contenders, args)
+    assert (gap["policy"], gap["minus"]) == ("GRPO mean", "GRPO group_std")
+    assert gap["return"] == pytest.approx(0.9 / 4)
+    assert (gap["return_ci"]["low"], gap["return_ci"]["high"]) == pytest.approx((-0.1, 1.0))
+    args.advantages = ["mean"]
+    assert compare.advantage_gaps(contenders, args) == []
 
 
 def test_the_interval_of_a_comparison_draws_seeds_and_tasks() -> None:

@@ -20,6 +20,7 @@ from dmr_gym.tree.graph import load_trees
 from dmr_gym.tree.replay import TreeVectorEnv
 from dmr_gym.tree.report import matching_kls
 from dmr_gym.tree.values import best_actions, best_values
+from tests.explained import check_recorded
 
 SMALL = [*TOY, "--set", "max_steps=10", "--set", "task_kwargs.num_signs=4"]
 
@@ -282,8 +283,8 @@ def test_the_report_has_the_oracle_above_everybody(
     load_recipe("tree_report").main(
         [*SMALL, *options, "--out", str(tmp_path), "--resamples", "50", *(["--live"] if live else [])]
     )
-    report = read(tmp_path / "report.json")
-    rows = {row["name"]: row for row in report["policies"]}
+    report = read(tmp_path / "results.json")
+    rows = {row["policy"]: row for row in report["results"]}
     name = f"{trained.name} p≥0.5"
     assert list(rows) == [
         "oracle",
@@ -310,18 +311,29 @@ def test_the_report_has_the_oracle_above_everybody(
     assert len(lines) == steps["steps"] == sum(len(tree.fixed_path(1)) for tree in trees)
     assert all((line["kl"][0] > 0.3) == (not line["same"]) == bool(line["critical"][0]) for line in lines)
     assert (tmp_path / "tree_report.png").stat().st_size > 10_000
+    text = (tmp_path / "tables.md").read_text(encoding="utf-8")
+    assert (
+        f"| always low | {100 * rows['always low']['success']:.1f} | {rows['always low']['time_s']:.2f} | 0 |" in text
+    )
+    assert f"| λ=0.2, then best | {steps['steps']} | {100 * steps['same']:.1f} |" in text
+    assert f"| low: KL > {label['kl_st']['threshold']:.2g} nats |" in text
+    check_recorded(tmp_path, tmp_path)
 
 
 def test_the_report_bounds_what_cut_trees_hide(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Random routing leaves small trees: its regret has bounds, and the table says so."""
     load_recipe("build_trees").main([*SMALL, "--out", str(tmp_path), "--tasks", "4", "--budget", "22"])
     load_recipe("tree_report").main([*SMALL, "--trees", str(tmp_path), "--out", str(tmp_path), "--resamples", "20"])
-    rows = {row["name"]: row for row in read(tmp_path / "report.json")["policies"]}
+    rows = {row["policy"]: row for row in read(tmp_path / "results.json")["results"]}
     assert rows["random"]["left_tree"] > 0
     low, high = rows["random"]["by_lambda"]["0.2"]["regret"]
     assert low < high
     assert rows["always high"]["left_tree"] == 0
-    assert "random *" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "random *" in printed
+    assert f"{low:.3f} to {high:.3f} [" in printed
+    assert "no KLs: --kl compares labels" in printed
+    check_recorded(tmp_path, tmp_path)
 
 
 def test_mistakes_of_the_report_are_refused(built: Path, labelled: Path, tmp_path: Path) -> None:

@@ -165,7 +165,7 @@ def _oracle_point(point: OperatingPoint) -> PointRecord:
 def _reach(reports: Sequence[Path], data: Mapping[str, Any], n_tasks: int) -> tuple[Pair, ...]:
     """The exact frontier of a report on trees of the same panel and number of tasks."""
     for path in reports:
-        report = read_object(path / "report.json")
+        report = read_object(path / "results.json")
         same = report["settings"].get("panel") == data["settings"]["panel"] and report["trees"]["trees"] == n_tasks
         if same:
             return tuple(zip(report["frontier"]["success"], report["frontier"]["time_s"], strict=True))

@@ -21,7 +21,7 @@ KL_FILE = "kl.safetensors"
 MARKS = {
     "evaluation": ("results.json", EPISODES_FILE, JOURNAL_FILE),
     "kl": (KL_FILE,),
-    "tree-report": ("report.json", "oracle.json"),
+    "tree-report": ("results.json", "oracle.json", "decisions.jsonl"),
     "trees": (INDEX_FILE, "trees"),
     "training": (HISTORY_FILE, SETTINGS_FILE),
 }
@@ -130,7 +130,7 @@ def _record(kind: str, folder: Path) -> dict[str, Any]:
         settings: dict[str, Any] = read_object(folder / INDEX_FILE).get("settings", {})
         return settings
     if kind != "training":
-        return read_object(folder / ("results.json" if kind == "evaluation" else "report.json"))
+        return read_object(folder / "results.json")
     record = training_record(folder)
     if "env" in record:
         return record

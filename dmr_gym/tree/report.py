@@ -22,9 +22,7 @@ from dmr_gym.tree.values import (
     Prices,
     Values,
     best_actions,
-    best_values,
     episode_return,
-    fixed_values,
     regret,
     step_seconds,
 )
@@ -106,7 +104,7 @@ def policy_row(
     actions = np.concatenate([episode.actions for episode in played])
     row: dict[str, Any] = {
         "kind": kind,
-        "name": name,
+        "policy": name,
         "episodes": len(played),
         "left_tree": len(played) - len(ends),
         "success": float(np.mean([success for success, _ in ends])) if ends else math.nan,
@@ -143,20 +141,16 @@ def mean_bounds(bounds: Sequence[Interval]) -> tuple[float, float]:
     return float(np.mean([bound.low for bound in bounds])), float(np.mean([bound.high for bound in bounds]))
 
 
-def decisions_at_highest(trees: Sequence[RoutingTree], prices: Prices, after: str = "best") -> list[Decisions]:
+def decisions_at_highest(trees: Sequence[RoutingTree], prices: Prices, values: Sequence[Values]) -> list[Decisions]:
     """The decisions of the highest precision's own episodes.
 
     Args:
         trees: of the panel.
         prices: see `Prices`.
-        after: what follows a decision: the "best" routing, or the "highest" precision alone.
+        values: of each tree, by what follows a decision: `best_values`, or `fixed_values` of one precision alone.
     """
     high = len(trees[0].precisions) - 1
-    found = []
-    for tree in trees:
-        values = best_values(tree, prices) if after == "best" else fixed_values(tree, prices, high)
-        found.append(decide(tree, prices, values, tree.fixed_path(high)))
-    return found
+    return [decide(tree, prices, v, tree.fixed_path(high)) for tree, v in zip(trees, values, strict=True)]
 
 
 def decision_row(decisions: Sequence[Decisions]) -> dict[str, Any]:
