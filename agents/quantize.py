@@ -71,7 +71,7 @@ def parse(argv: Sequence[str] | None) -> Settings:
     add("--world", choices=sorted(TRANSCRIPTS), help=WORLD_HELP)
     values = vars(parser.parse_args(argv))
     group = values["group_size"] or ("channel" if values["scheme"] == "W8A8" else "128")
-    if group != "channel" and not group.isdigit():
+    if group != "channel" and not group.isdecimal():
         raise ConfigError(f'--group-size must be a number or "channel", found {group!r}')
     return Settings(**values | {"group_size": None if group == "channel" else int(group)})
 
@@ -141,11 +141,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     settings = parse(argv)
     check_llmcompressor()
-    done = finished(settings) is not None
-    layout = None if done else check(settings)
+    layout = None if finished(settings) else check(settings)
     with WorkFolder(settings.out) as work:
-        if layout is None:
-            work.discard()  # killed between the copy's last step and this one
+        if layout is None or finished(settings):  # by whoever held the folder until now
+            work.discard()  # of a run that was killed between the copy's last step and this one
             print(f"{settings.out} holds this copy already, whole: nothing to do")
         else:
             make_copy(settings, layout, work)

@@ -40,7 +40,16 @@ from stable_baselines3.common.logger import Logger
 from tqdm import tqdm
 
 from dmr_gym import trained_on
-from dmr_gym.command_line import add_env_options, chosen_env, first_tasks, make_envs, recipe_parser, run, settings_of
+from dmr_gym.command_line import (
+    ROUTER_SIZES,
+    add_env_options,
+    chosen_env,
+    first_tasks,
+    make_envs,
+    recipe_parser,
+    run,
+    settings_of,
+)
 from dmr_gym.config import EnvConfig
 from dmr_gym.device import torch_device
 from dmr_gym.errors import ConfigError
@@ -61,7 +70,7 @@ from dmr_gym.training import (
 )
 from dmr_gym.vector import PrecisionRoutingVectorEnv
 
-SIZES = ("n_layers", "d_model", "n_heads", "d_ff")
+SIZES = tuple(name for name in ROUTER_SIZES if name != "max_length")  # that one is the environment's window
 FREE = ("out", "resume", "cache_dir")
 SB3_FIGURES = {
     "kl": "approx_kl",

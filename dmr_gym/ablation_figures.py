@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from dmr_gym.ablations import LARGE_KL, NEAR_ZERO_KL, Variant
 from dmr_gym.calibration import KL_FLOOR
+from dmr_gym.figures import pyplot, save, tidy
 from dmr_gym.kl_figures import KL_CEILING
 from dmr_gym.types import FloatArray
 
@@ -28,7 +29,7 @@ def draw_depths(variants: Sequence[Variant], path: Path) -> None:
         variants: named by their number of layers.
         path: of the picture.
     """
-    plt, figure, panels = _panels(2)
+    figure, panels = _panels(2)
     places = np.arange(len(variants))
     for index, row in enumerate(variants[0].budgets):
         mine = [variant.budgets[index] for variant in variants]
@@ -40,7 +41,7 @@ def draw_depths(variants: Sequence[Variant], path: Path) -> None:
     for axes in panels:
         axes.set(xticks=places, xlabel="layers of the router")
         axes.set_xticklabels([variant.name for variant in variants])
-    _finish(plt, figure, panels, variants, path)
+    _finish(figure, panels, variants, path)
 
 
 def draw_budgets(
@@ -54,7 +55,7 @@ def draw_budgets(
         kls: (N, P - 1) nats; None leaves the histogram out.
         lower: names of the P - 1 lower precisions.
     """
-    plt, figure, panels = _panels(2 if kls is None else 3)
+    figure, panels = _panels(2 if kls is None else 3)
     if kls is not None:
         _kls(panels[0], variants, kls, lower)
     budgets = [row["budget"] for row in variants[0].budgets]
@@ -65,7 +66,7 @@ def draw_budgets(
         _time(panels[-1], places, variant.budgets, variant.name, COLORS[index % len(COLORS)])
     for axes in panels[-2:]:
         axes.set(xlabel="budget K", xticks=budgets)
-    _finish(plt, figure, panels[-2:], variants, path)
+    _finish(figure, panels[-2:], variants, path)
 
 
 def draw_kl_types(parts: Mapping[str, Mapping[str, FloatArray]], path: Path) -> None:
@@ -75,7 +76,7 @@ def draw_kl_types(parts: Mapping[str, Mapping[str, FloatArray]], path: Path) -> 
         parts: KLs (N,) in nats by type of step, by the name of the cell.
         path: of the picture.
     """
-    plt, figure, panels = _panels(len(parts), height=3.6)
+    figure, panels = _panels(len(parts), height=3.6)
     every = np.concatenate([values for cell in parts.values() for values in cell.values()]).clip(KL_FLOOR, KL_CEILING)
     edges = np.geomspace(every.min() * 0.8, every.max() * 1.25, 48)
     for axes, (name, cell) in zip(panels, parts.items(), strict=True):
@@ -88,20 +89,14 @@ def draw_kl_types(parts: Mapping[str, Mapping[str, FloatArray]], path: Path) -> 
             axes.axvline(bound, color="0.4", linestyle=":", linewidth=1)
         axes.set(xscale="log", xlabel="KL of the action, nats (log scale)", ylabel="share of its steps (%)")
         axes.set_title(name, fontsize=10, loc="left")
-        _tidy(axes)
+        tidy(axes)
         axes.legend(frameon=False, fontsize=8.5)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    save(figure, path)
 
 
-def _panels(number: int, height: float = 4.2) -> tuple[Any, Any, list[Any]]:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, panels = plt.subplots(1, number, figsize=(4.9 * number, height), squeeze=False, layout="constrained")
-    return plt, figure, list(panels[0])
+def _panels(number: int, height: float = 4.2) -> tuple[Any, list[Any]]:
+    figure, panels = pyplot().subplots(1, number, figsize=(4.9 * number, height), squeeze=False, layout="constrained")
+    return figure, list(panels[0])
 
 
 def _line(
@@ -132,11 +127,11 @@ def _kls(axes: Any, variants: Sequence[Variant], kls: FloatArray, lower: Sequenc
             label = f"τ at {variant.name}: {tau:.2g}"
             axes.axvline(tau, color=color, linestyle="--", linewidth=1.4, label=label)
     axes.set(xscale="log", xlabel="KL to the highest precision, nats (log scale)", ylabel="steps")
-    _tidy(axes)
+    tidy(axes)
     axes.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
 
 
-def _finish(plt: Any, figure: Any, panels: Sequence[Any], variants: Sequence[Variant], path: Path) -> None:
+def _finish(figure: Any, panels: Sequence[Any], variants: Sequence[Variant], path: Path) -> None:
     """Single precisions as lines, the same titles, and one legend."""
     for row in variants[0].singles:
         style = {"color": "0.2" if row["kind"] == "high" else "0.6", "linewidth": 1, "linestyle": "--", "zorder": 1}
@@ -146,13 +141,6 @@ def _finish(plt: Any, figure: Any, panels: Sequence[Any], variants: Sequence[Var
     panels[0].set_ylabel("tasks solved (%)")
     panels[1].set_ylabel("EP time of solved episodes (s)")
     for axes in panels:
-        _tidy(axes)
+        tidy(axes)
     panels[0].legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-
-
-def _tidy(axes: Any) -> None:
-    axes.grid(color="0.93")
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    save(figure, path)

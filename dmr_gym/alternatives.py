@@ -83,21 +83,19 @@ class Alternatives:
         answers = iter(self._backend.generate(calls))
         found, turns = [], []
         for request, world in zip(requests, worlds, strict=True):
-            each = [self._carry_out(world, next(answers)) for _ in names]
-            found.append([alternative for alternative, _ in each])
-            turns.append(each[-1][1]._replace(request=request))
+            each = [self._carry_out(world, request, next(answers)) for _ in names]
+            turns.append(each[-1])
+            found.append([said(turn.completion, turn.step) | {"success": turn.step.success} for turn in each])
         kls = turn_kls(turns, self._backend)[0]  # (T, P - 1)
         for state, alternatives, row in zip(unknown, found, kls.tolist(), strict=True):
             for alternative, kl in zip(alternatives, [*row, None], strict=True):
                 alternative["kl"] = None if kl is None else min(kl, LARGEST_KL)
             self._known[state] = alternatives
 
-    def _carry_out(self, world: object, completion: Completion) -> tuple[Record, Turn]:
-        """What an answer does in a state of the world, which stays as it is."""
+    def _carry_out(self, world: object, request: Request, completion: Completion) -> Turn:
+        """What an answer does in a state of the world, which stays as it is; its price is left out."""
         self._task.restore(world)
-        step = self._task.step(completion.text)
-        turn = Turn(Request("", self._backend.precisions[-1]), completion, step, 0.0, 0.0, 0.0)
-        return said(completion, step) | {"success": step.success}, turn
+        return Turn(request, completion, self._task.step(completion.text), 0.0, 0.0, 0.0)
 
 
 def add_alternatives_option(parser: argparse.ArgumentParser) -> None:

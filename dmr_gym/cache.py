@@ -192,11 +192,16 @@ class _CachedStream:
         if self._found:
             found, self._found = self._found, []
             return found
-        fresh = {self._keys.pop(i): _pack_completion(completion) for i, completion in self._inner.receive()}
-        stored = self._cached.store.put_many(fresh)
+        try:
+            fresh = {self._keys[i]: _pack_completion(completion) for i, completion in self._inner.receive()}
+            stored = self._cached.store.put_many(fresh)
+        except BaseException:
+            self.close()  # or who sends an equal request later would wait for one that nobody computes
+            raise
         answers = []
         for key, packed in fresh.items():
             first, *others = self._waiting.pop(key)
+            del self._keys[first]
             is_ours = stored[key] == packed
             answers += [(first, _unpack_completion(stored[key], not is_ours))]
             answers += [(i, _unpack_completion(stored[key], True)) for i in others]

@@ -52,20 +52,13 @@ def draw_accuracy_latency(
         path: of the picture.
         oracle: the best routing, drawn where times are over all episodes.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, panels = plt.subplots(1, 2, figsize=(12, 5.4), sharey=True, layout="constrained")
+    figure, panels = pyplot().subplots(1, 2, figsize=(12, 5.4), sharey=True, layout="constrained")
     for axes, column, title in zip(panels, ("time_success_s", "time_all_s"), ("solved", "all"), strict=True):
         for kind, summary in policies:
             _point(axes, summary, column, STYLES[kind])
         axes.margins(x=0.12, y=0.1)
         axes.set_xlabel(f"mean time of {title} episodes\n({prices})")
-        axes.grid(color="0.93")
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
+        tidy(axes)
     for best in oracle:
         panels[1].plot([best.time_s], [100 * best.success], **STYLES["oracle"], linestyle="none", zorder=2)
     panels[0].set_ylabel("tasks solved (%)")
@@ -78,8 +71,31 @@ def draw_accuracy_latency(
     for axes, column in zip(panels, ("time_success_s", "time_all_s"), strict=True):
         axes.autoscale(False)
         _name_points(axes, policies, column)
+    save(figure, path)
+
+
+def pyplot() -> Any:
+    """matplotlib.pyplot, which draws into files alone."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def tidy(axes: Any, *, grid: bool = True) -> None:
+    """Take the frame's upper and right lines away, and draw a pale grid behind everything."""
+    axes.spines[["top", "right"]].set_visible(False)
+    if grid:
+        axes.grid(color="0.93")
+        axes.set_axisbelow(True)
+
+
+def save(figure: Any, path: Path) -> None:
+    """Write a picture and free its memory."""
     figure.savefig(path, dpi=150)
-    plt.close(figure)
+    pyplot().close(figure)
 
 
 def place_labels(

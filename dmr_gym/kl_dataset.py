@@ -21,7 +21,7 @@ from safetensors.numpy import save_file
 
 from dmr_gym.episode import Turn
 from dmr_gym.errors import ConfigError
-from dmr_gym.kl import Direction, Reduction, action_tokens, step_kl
+from dmr_gym.kl import Direction, Reduction, Steps, action_tokens, step_kl
 from dmr_gym.rollout import Trajectory
 from dmr_gym.runs import write_atomically
 from dmr_gym.types import Backend, DistributionRequest, FloatArray, IntArray, TokenDistributions
@@ -63,6 +63,10 @@ class KLDataset:
     def split(self, values: NDArray[Any]) -> list[NDArray[Any]]:
         """Cut an array over steps, (S, ...), into M arrays, one a trajectory."""
         return np.split(values, np.cumsum(self.lengths)[:-1])
+
+    def kls(self, steps: Steps) -> FloatArray:
+        """The KLs (S, P - 1) by which steps are labelled: "all" takes those over all tokens, others the action's."""
+        return self.kl_all if steps == "all" else self.kl_action
 
     def save(self, path: Path, settings: Mapping[str, Any]) -> None:
         """Write one safetensors file, whole or not at all.

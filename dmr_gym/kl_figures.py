@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from dmr_gym.calibration import KL_FLOOR, Plateau, Threshold
 from dmr_gym.deployment import DEFAULT_TAU, budget_text
+from dmr_gym.figures import pyplot, save, tidy
 from dmr_gym.types import FloatArray
 
 KL_CEILING = 1e4
@@ -44,11 +45,10 @@ def draw_kls(
         steps: which steps these are, for the axis.
         bound: whether the KLs are lower bounds.
     """
-    plt = _pyplot()
     values, taus = np.clip(kls, KL_FLOOR, KL_CEILING), np.clip(thresholds, KL_FLOOR, KL_CEILING)
     edges = np.geomspace(min(values.min(), taus.min()) * 0.8, max(values.max(), taus.max()) * 1.25, 64)
     size = (7.5, 0.9 + 2.6 * len(lower))
-    figure, rows = plt.subplots(len(lower), 1, figsize=size, sharex=True, squeeze=False, layout="constrained")
+    figure, rows = pyplot().subplots(len(lower), 1, figsize=size, sharex=True, squeeze=False, layout="constrained")
     for p, name in enumerate(lower):
         axes, color, tau = rows[p, 0], COLORS[p % len(COLORS)], thresholds[p]
         plateau = None if plateaus is None or not plateaus[p].bimodal else plateaus[p]
@@ -65,13 +65,12 @@ def draw_kls(
             f"{name}: {np.mean(kls[:, p] > tau):.1%} of {len(kls)} steps lie above τ", fontsize=10, loc="left"
         )
         axes.yaxis.get_major_locator().set_params(integer=True)
-        _tidy(axes)
+        tidy(axes, grid=False)
         # Above the bars: a legend among them would hide steps, wherever it lay.
         axes.legend(frameon=False, fontsize=8.5, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0.2)
     prefix = "lower bound of the " if bound else ""
     rows[-1, 0].set_xlabel(f"{prefix}KL to the highest precision, nats (log scale)")
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    save(figure, path)
 
 
 def draw_score_pools(pools: Mapping[str, NDArray[np.floating]], thresholds: Sequence[Threshold], path: Path) -> None:
@@ -82,8 +81,7 @@ def draw_score_pools(pools: Mapping[str, NDArray[np.floating]], thresholds: Sequ
         thresholds: of the budgets.
         path: of the picture.
     """
-    plt = _pyplot()
-    figure, panels = plt.subplots(2, 1, figsize=(7.5, 6), sharex=True, layout="constrained")
+    figure, panels = pyplot().subplots(2, 1, figsize=(7.5, 6), sharex=True, layout="constrained")
     edges = np.linspace(0, 1, 41)
     for (name, scores), color in zip(pools.items(), COLORS, strict=False):
         weights = np.full(len(scores), 100 / len(scores))
@@ -98,7 +96,7 @@ def draw_score_pools(pools: Mapping[str, NDArray[np.floating]], thresholds: Sequ
         panels[1].step([0.0, *ordered, 1.0], [0.0, *percent, 100.0], where="post", color=color, label=label)
     for axes in panels:
         axes.axvline(DEFAULT_TAU, color="0.45", linestyle=":", linewidth=1.2)
-        _tidy(axes)
+        tidy(axes, grid=False)
         axes.legend(frameon=False, fontsize=9, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
     for threshold in thresholds:
         if not 0.0 <= threshold.value <= 1.0:
@@ -116,18 +114,4 @@ def draw_score_pools(pools: Mapping[str, NDArray[np.floating]], thresholds: Sequ
         )
     panels[0].set(ylabel="share of steps (%)", xlim=(-0.02, 1.02))
     panels[1].set(ylabel="steps below (%)", xlabel="router score p(high)", ylim=(0, 103))
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-
-
-def _pyplot() -> Any:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    return plt
-
-
-def _tidy(axes: Any) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
+    save(figure, path)

@@ -59,9 +59,8 @@ class Labelling:
     stability: tuple[LabelStability, ...]
 
     def counted_kls(self, dataset: KLDataset) -> FloatArray:
-        """The KLs (N, P - 1) of the steps that count: "all" takes those over all tokens, the others the action's."""
-        kls = dataset.kl_all if self.steps == "all" else dataset.kl_action
-        counted: FloatArray = kls[counted_steps(dataset.step_types, self.steps)]
+        """The KLs (N, P - 1) of the steps that count, see `KLDataset.kls`."""
+        counted: FloatArray = dataset.kls(self.steps)[counted_steps(dataset.step_types, self.steps)]
         return counted
 
 
@@ -114,7 +113,7 @@ def label_dataset(
     if not counted.any():
         found = ", ".join(sorted(set(dataset.step_types)))
         raise ConfigError(f"no step of the data counts with --steps {steps}: its types are {found}")
-    kls = dataset.kl_all if steps == "all" else dataset.kl_action
+    kls = dataset.kls(steps)
     lower = kls.shape[1]
     plateaus = None
     if thresholds is None:

@@ -86,7 +86,8 @@ class Policy(Protocol):
 class SlotPolicy(Policy, Protocol):
     """A policy that decides for some of the B episodes, so that each may go at its own pace.
 
-    What it decides for one must not depend on which others are decided beside it.
+    What it decides for one must not depend on which others are decided beside it. A rollout asks `Policy.act` or
+    `act_in`, as the backend allows, so a subclass that changes one changes the other.
     """
 
     def act_in(self, slots: Sequence[int], observations: FloatArray, infos: Mapping[str, Any]) -> Decisions:

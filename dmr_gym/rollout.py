@@ -183,6 +183,7 @@ def rollout(
 
     Raises:
         ConfigError: another autoreset mode, ``repeats`` below 1, or ``first_repeat`` below 0.
+        BackendError: the backend cannot answer. What it had answered by then is in the cache, if there is one.
     """
     if envs.metadata.get("autoreset_mode") is not AutoresetMode.DISABLED:
         raise ConfigError(

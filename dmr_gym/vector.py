@@ -190,8 +190,13 @@ class PrecisionRoutingVectorEnv(VectorEnv[FloatArray, NDArray[np.int64], NDArray
             actions: n integers, theirs.
 
         Raises:
+            ConfigError: an index twice, or one that there is not.
             InvalidAction, ResetNeeded, BackendError: as `step`; nothing has changed then.
         """
+        if len(actions) != len(indices):
+            raise InvalidAction(f"expected {len(indices)} actions, one a sub-environment, got {len(actions)}")
+        if len(set(indices)) < len(indices) or not set(indices) <= set(range(self.num_envs)):
+            raise ConfigError(f"expected each index once, and below {self.num_envs}, got {list(indices)}")
         self._check_idle(indices)
         requests = {i: self._parts.episodes[i].request(action) for i, action in zip(indices, actions, strict=True)}
         if self._stream is None:

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dmr_gym import ENV_IDS
 from dmr_gym.alternatives import LARGEST_KL, Alternatives, read_alternatives
 from dmr_gym.kl_dataset import label_trajectory
 from dmr_gym.policies import FixedPrecision
@@ -19,20 +18,9 @@ from dmr_gym.tasks import make_task
 from dmr_gym.tasks.toy import make_signs
 from dmr_gym.types import Completion, Request, SamplingParams
 from dmr_gym.vector import PrecisionRoutingVectorEnv
+from tests.toy_env import TASK, envs, solved
 
-TASK = "toy-train-000"
-
-
-@pytest.fixture(scope="module")
-def envs() -> PrecisionRoutingVectorEnv:
-    """Two corridors side by side."""
-    return PrecisionRoutingVectorEnv(2, autoreset_mode="Disabled", **ENV_IDS["DMR-Toy-v0"])
-
-
-@pytest.fixture(scope="module")
-def solved(envs: PrecisionRoutingVectorEnv) -> Trajectory:
-    """A corridor that high precision leaves, with its turns."""
-    return rollout(envs, FixedPrecision(1), [TASK], first_repeat=2, keep_turns=True)[0]
+__all__ = ["envs", "solved"]  # fixtures for tests here
 
 
 def ask(envs: PrecisionRoutingVectorEnv, temperature: float = 0.0) -> Alternatives:

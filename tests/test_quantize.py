@@ -42,6 +42,8 @@ def test_command_line_means_what_it_says(tmp_path: Path, options: list[str], bit
     ("options", "message"),
     [
         (["--group-size", "many"], "--group-size must be a number or \"channel\", found 'many'"),
+        (["--group-size", "²"], "--group-size must be a number"),
+        (["--group-size", "0"], "--group-size must be at least 1"),
         (["--scheme", "W8A8", "--group-size", "128"], "W8A8 has one weight scale a channel"),
         (["--samples", "0"], "must be at least 1"),
         (
@@ -197,6 +199,19 @@ def test_one_run_at_a_time_makes_a_copy(base: Path, tmp_path: Path, monkeypatch:
         assert first.data("texts", lambda: pytest.fail("lost")) == ["kept"]
 
 
+@pytest.mark.usefixtures("light")
+def test_a_copy_that_another_run_has_just_made_is_not_made_again(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It appeared after this run had looked for it, and before this run had the folder to itself."""
+    no_work(monkeypatch)
+    made = iter((None, {"settings": {}}))
+    monkeypatch.setattr(quantize, "finished", lambda settings: next(made))
+    run(base, tmp_path / "out")
+    assert "holds this copy already, whole: nothing to do" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_models_that_cannot_be_quantized_are_refused(base: Path, tmp_path: Path) -> None:
     """A folder without a model and a model that is quantized already are refused."""
     with pytest.raises(BackendError, match=r"no config.json"):
@@ -239,8 +254,10 @@ def test_documents_are_read_from_text_and_jsonl(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one\nline two\n\n  \nsecond\n")
     (tmp_path / "b.jsonl").write_text('{"text": "one\\n\\nstill one"}\n{"text": "second"}\n')
     (tmp_path / "c.jsonl").write_text('{"body": "one"}\n')
+    (tmp_path / "d.jsonl").write_text('{"text": "one\u2028still \x85one"}\n{"text": " "}\n', encoding="utf-8")
     assert texts.read_documents(tmp_path / "a.txt") == ["one\nline two", "second"]
     assert texts.read_documents(tmp_path / "b.jsonl") == ["one\n\nstill one", "second"]
+    assert texts.read_documents(tmp_path / "d.jsonl") == ["one\u2028still \x85one"]
     for name in ("c.jsonl", "absent.txt"):
         with pytest.raises(ConfigError, match="--calibration takes"):
             texts.read_documents(tmp_path / name)

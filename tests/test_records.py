@@ -7,30 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from dmr_gym import ENV_IDS
 from dmr_gym.errors import ConfigError
 from dmr_gym.policies import FixedPrecision
 from dmr_gym.records import FORMAT, episode_record, read_policies, read_records
 from dmr_gym.rollout import Trajectory, rollout
 from dmr_gym.tasks.toy import make_signs
 from dmr_gym.vector import PrecisionRoutingVectorEnv
+from tests.toy_env import TASK, envs, solved
 
-TASK = "toy-train-000"
+__all__ = ["envs", "solved"]  # fixtures for tests here
+
 KEYS = {"format", "task_id", "seed", "success", "score", "time_s", "cap_reached", "instruction", "observation", "steps"}
 STEP_KEYS = {"precision", "router_called", "p_high", "step_type", "latency_llm_s", "latency_router_s", "prompt_tokens"}
 STEP_KEYS |= {"completion_tokens", "invalid_action", "action", "observation", "completion", "invalid_reason"}
-
-
-@pytest.fixture(scope="module")
-def envs() -> PrecisionRoutingVectorEnv:
-    """Two corridors side by side."""
-    return PrecisionRoutingVectorEnv(2, autoreset_mode="Disabled", **ENV_IDS["DMR-Toy-v0"])
-
-
-@pytest.fixture(scope="module")
-def solved(envs: PrecisionRoutingVectorEnv) -> Trajectory:
-    """A corridor that high precision leaves, with its turns."""
-    return rollout(envs, FixedPrecision(1), [TASK], first_repeat=2, keep_turns=True)[0]
 
 
 def test_a_record_tells_the_whole_episode(solved: Trajectory) -> None:

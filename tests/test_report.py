@@ -20,7 +20,7 @@ from dmr_gym.kl_dataset import KLDataset
 from dmr_gym.latency import make_latency_model
 from dmr_gym.report.page import SCRIPTS, embed, render
 from dmr_gym.report.runs import find_runs
-from dmr_gym.report.steps import LONGEST_TEXT, choose_tasks
+from dmr_gym.report.steps import LONGEST_TEXT, Viewer, choose_tasks
 from dmr_gym.report.trees import outcomes
 from dmr_gym.report.worlds import _with_alternatives, read_worlds
 from dmr_gym.runs import write_json
@@ -205,6 +205,29 @@ def test_use_and_points_are_counted_by_hand(tmp_path: Path) -> None:
     assert [point.front["all"] for point in evaluation.points] == [True, False, False]
     assert evaluation.tables[0].kinds == ("high", "low", "router")
     assert evaluation.tables[0].rows[0][0] == "always bf16"
+
+
+def test_an_answer_takes_the_place_of_a_mere_kl() -> None:
+    """The KL of low precision is known from high's episode; what it would have done, from another policy's."""
+    viewer = Viewer(2, greedy=True)
+    high, _, router = two_ways()
+    viewer.add(high, kls=[[0.5], [0.25]])
+    text = {"observation": "a wall", "completion": "said", "invalid_reason": None, "success": False, "kl": None}
+    viewer.add(router, others=[[text | {"action": action} for action in ("go left", "go right")],
+                               [text | {"action": action} for action in ("go on", "go back")]])  # fmt: skip
+    low = viewer.record(0).states[0][0]
+    assert (low[SOURCE], low[KL], viewer.record(0).strings[low[ACTION]]) == ("asked", 0.5, "go left")
+
+
+def test_a_kl_data_set_that_is_too_small_is_named(tmp_path: Path) -> None:
+    """Of several runs the message says which."""
+    rows, kls = np.zeros((3, 4), np.float32), np.ones((3, 1), np.float32)
+    dataset = KLDataset(rows, kls, kls, np.array([3]), np.array([True]), np.ones(3, np.int64), ("action",) * 3, ("t",))
+    env = {"task": "toy", "precisions": ["w2", "bf16"]}
+    (tmp_path / "kl").mkdir()
+    dataset.save(tmp_path / "kl" / "kl.safetensors", {"env": env, "env_id": "DMR-Toy-v0", "panel": "train"})
+    with pytest.raises(ConfigError, match=r"kl\.safetensors: a threshold needs the KLs of at least 10 steps"):
+        read_worlds(find_runs([tmp_path]), 10**6)
 
 
 def test_three_precisions_have_three_answers(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,10 @@ from fake_openai import Serve
 from gymnasium.error import ResetNeeded
 
 from dmr_gym.backends import ScriptedBackend
-from dmr_gym.backends.streaming import StreamingBackend, generate_each
+from dmr_gym.backends.streaming import StreamingBackend, generate_each, open_stream
 from dmr_gym.cache import CachedBackend, CompletionCache
 from dmr_gym.encoders import HashEncoder
-from dmr_gym.errors import BackendError
+from dmr_gym.errors import BackendError, CacheError
 from dmr_gym.policies import FixedPrecision, RandomPolicy
 from dmr_gym.rollout import rollout
 from dmr_gym.tasks.toy import ANSWERS
@@ -189,6 +189,25 @@ def test_requests_that_are_refused_leave_nothing_behind_in_the_cache(monkeypatch
         stream.receive()
 
 
+@pytest.mark.parametrize("fails", ["server", "store"])
+def test_after_an_error_a_cached_stream_is_as_new(monkeypatch: pytest.MonkeyPatch, fails: str) -> None:
+    """A request that is equal to one that got no answer is computed, and does not wait for the lost one."""
+    inner = OneByOne(_answer, name="t")
+    inner.log = []
+    cached = CachedBackend(inner, CompletionCache())
+    stream = cached.stream()
+    stream.send({0: Request("a", "low"), 1: Request("b", "low")})
+    with monkeypatch.context() as patch:
+        if fails == "server":
+            patch.setattr(inner, "fails_at", 0)
+        else:
+            patch.setattr(cached.store, "put_many", lambda entries: (_ for _ in ()).throw(CacheError("disk full")))
+        with pytest.raises((BackendError, CacheError)):
+            stream.receive()
+    stream.send({2: Request("a", "low"), 3: Request("b", "low")})
+    assert sorted(i for _ in range(2) for i, _ in stream.receive()) == [2, 3]
+
+
 def test_a_cache_around_another_backend_makes_one_group() -> None:
     """A backend that has all its answers at once keeps its batches, hits and misses together."""
     cached = CachedBackend(ScriptedBackend(_answer, name="t"), CompletionCache())
@@ -200,17 +219,70 @@ def test_a_cache_around_another_backend_makes_one_group() -> None:
 def test_a_server_that_is_slow_with_one_answer_holds_up_no_other(serve: Serve, connect: Any) -> None:
     """The quick answer is there while the slow one is still being computed."""
     release = threading.Event()
+    backend = connect(serve("m", _slow_until(release)))
+    groups = generate_each(backend, [Request("slow", "low"), Request("quick", "low")])
+    assert [i for i, _ in next(groups)] == [1]
+    release.set()
+    assert [[i for i, _ in group] for group in groups] == [[0]]
+
+
+def test_what_was_given_up_never_comes(serve: Serve, connect: Any) -> None:
+    """A stream that was closed with a call under way can be used again, and has the new answers alone."""
+    release = threading.Event()
+    stream = connect(serve("m", _slow_until(release))).stream()
+    stream.send({0: Request("slow", "low")})
+    stream.close()
+    with pytest.raises(BackendError, match="no request is under way"):
+        stream.receive()
+    stream.send({1: Request("quick", "low")})
+    assert [(i, completion.text) for i, completion in stream.receive()] == [(1, "said")]
+    release.set()
+
+
+def test_an_error_gives_up_the_other_requests_of_a_stream(serve: Serve, connect: Any) -> None:
+    """Their numbers are free again, and the answers are those of the new requests."""
+    release = threading.Event()
+    stream = connect(serve("m", _slow_until(release), context=20)).stream()
+    stream.send({0: Request("slow", "low"), 1: Request("too long" * 9, "low")})
+    with pytest.raises(BackendError, match="do not fit into the context"):
+        stream.receive()
+    stream.send({0: Request("quick", "low")})
+    assert [(i, completion.text) for i, completion in stream.receive()] == [(0, "said")]
+    release.set()
+
+
+def test_a_stream_outlives_the_connections_of_its_backend(serve: Serve, connect: Any) -> None:
+    """After `close` of the backend the stream connects anew, as the backend does; calls under way end with an error."""
+    release = threading.Event()
+    backend = connect(serve("m", _slow_until(release)))
+    stream = backend.stream()
+    stream.send({0: Request("slow", "low")})
+    backend.close()
+    with pytest.raises(BackendError, match="closed while a call was under way"):
+        stream.receive()
+    stream.send({0: Request("quick", "low")})
+    assert [i for i, _ in stream.receive()] == [0]
+    release.set()
+
+
+def test_a_stream_of_batches_has_nothing_before_it_is_asked() -> None:
+    """As with servers, waiting for nothing is an error."""
+    stream = open_stream(ScriptedBackend(_answer, name="t"))
+    with pytest.raises(BackendError, match="no request is under way"):
+        stream.receive()
+    stream.send({7: Request("a", "low")})
+    assert [i for i, _ in stream.receive()] == [7]
+
+
+def _slow_until(release: threading.Event) -> Callable[[str, int], str]:
+    """What a server says: "said", to the prompt "slow" only after an event."""
 
     def answer(prompt: str, seed: int) -> str:
         if prompt == "slow":
             assert release.wait(10)
         return "said"
 
-    backend = connect(serve("m", answer))
-    groups = generate_each(backend, [Request("slow", "low"), Request("quick", "low")])
-    assert [i for i, _ in next(groups)] == [1]
-    release.set()
-    assert [[i for i, _ in group] for group in groups] == [[0]]
+    return answer
 
 
 # ------------------------------------------------------------------------------------ episodes at a pace of their own

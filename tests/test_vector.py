@@ -285,6 +285,10 @@ def test_snapshots_can_be_restored_in_any_order() -> None:
         (lambda envs: envs.reset(options={"reset_mask": [True] * 3}), ConfigError, "reset_mask must be a bool array"),
         (lambda envs: envs.reset(options={"reset_mask": np.zeros(3, bool)}), ConfigError, "with a True"),
         (lambda envs: envs.restore(envs.snapshot()[:2]), ConfigError, "expected 3 states"),
+        (lambda envs: envs.send([0, 1], [0]), InvalidAction, "expected 2 actions, one a sub-environment, got 1"),
+        (lambda envs: envs.send([0, 0], [0, 1]), ConfigError, r"each index once, and below 3, got \[0, 0\]"),
+        (lambda envs: envs.send([-1], [0]), ConfigError, r"each index once, and below 3, got \[-1\]"),
+        (lambda envs: envs.send([3], [0]), ConfigError, r"each index once, and below 3, got \[3\]"),
     ],
 )
 def test_mistakes_are_named_and_change_nothing(use: Any, error: type[Exception], message: str) -> None:

@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable
 from concurrent.futures import CancelledError, Future
 from typing import Any, Generic, TypeVar
+from weakref import WeakSet
 
 from dmr_gym.errors import BackendError
 
@@ -27,6 +28,8 @@ class EventLoop:
         self._at_end = at_end
         self._pid = os.getpid()
         self._closed = False
+        self._order = threading.RLock()  # the garbage collector may call `close` within `start`
+        self._begun: WeakSet[Coroutine[Any, Any, Any]] = WeakSet()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="dmr-gym-servers", daemon=True)
         self._thread.start()
@@ -42,30 +45,34 @@ class EventLoop:
         Raises:
             BackendError: the loop was closed meanwhile.
         """
-        return self.result(self.start(coroutine))
-
-    def result(self, future: Future[T]) -> T:
-        """Wait for what `start` began, as `run` does."""
-        try:
-            return future.result()
-        except CancelledError as error:
-            raise BackendError("the backend was closed while a call was under way") from error
-        except BaseException:
-            future.cancel()
-            raise
+        return result_of(self.start(coroutine))
 
     def start(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
-        """Begin a coroutine; cancelling the future cancels it."""
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        """Begin a coroutine; cancelling the future cancels it.
+
+        Raises:
+            BackendError: the loop was closed, or belongs to the process that this one was forked from.
+        """
+        if self.is_usable:
+            with self._order:  # what begins after `close` would be left standing, and its caller with it
+                if not self._closed:
+                    self._begun.add(coroutine)
+                    return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        coroutine.close()
+        raise BackendError("the backend was closed, or this process was forked, since this was opened: open it anew")
 
     def close(self) -> None:
         """End what still runs, await ``at_end``, and end the thread."""
-        if self.is_usable:
+        if not self.is_usable:
+            return
+        with self._order:
+            if self._closed:
+                return
             self._closed = True
             self._loop.call_soon_threadsafe(self._ask_to_end)
-            # The garbage collector may call this from the thread itself.
-            if threading.current_thread() is not self._thread:
-                self._thread.join()
+        # The garbage collector may call this from the thread itself.
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
 
     def _run(self) -> None:
         self._loop.run_forever()
@@ -75,15 +82,31 @@ class EventLoop:
         self._ending = self._loop.create_task(self._end())
 
     async def _end(self) -> None:
-        # A caller in another thread would wait for ever for a coroutine that the loop left standing.
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
+        # A caller in another thread would wait for ever for a coroutine that the loop left standing. Tasks within these
+        # are theirs to end: one that has not yet run would leave what it was to await unawaited.
+        tasks = [task for task in asyncio.all_tasks() if task.get_coro() in self._begun]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         try:
             await self._at_end()
         finally:
             self._loop.stop()
+
+
+def result_of(future: Future[T]) -> T:
+    """Wait for what `EventLoop.start` began; what interrupts the wait cancels it.
+
+    Raises:
+        BackendError: the loop was closed meanwhile.
+    """
+    try:
+        return future.result()
+    except CancelledError as error:
+        raise BackendError("the backend was closed while a call was under way") from error
+    except BaseException:
+        future.cancel()
+        raise
 
 
 class Once(Generic[K, T]):

@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
+from dmr_gym.errors import BackendError
 from dmr_gym.types import Backend, Completion, Request
+
+NOTHING_UNDER_WAY = "no request is under way"
 
 
 class Stream(Protocol):
-    """Requests under way, each by a number of the caller's; more may be added at any time. For one thread."""
+    """Requests under way, each by a number of the caller's; more may be added at any time. For one thread.
+
+    After an error, or `close`, nothing is under way, and requests can be sent anew.
+    """
 
     def send(self, requests: Mapping[int, Request]) -> None:
         """Ask, under numbers that no request under way has. Raises BackendError for what no server can answer."""
@@ -19,7 +25,7 @@ class Stream(Protocol):
         """Wait for an answer, and hand out all that are there, with the numbers of their requests.
 
         Raises:
-            BackendError: a request cannot be answered, or none is under way; the stream is closed then.
+            BackendError: a request cannot be answered, which gives up all others, or none is under way.
         """
         ...
 
@@ -54,6 +60,8 @@ class BatchStream:
 
     def receive(self) -> list[tuple[int, Completion]]:
         """Compute the batch; see `Stream.receive`."""
+        if not self._waiting:
+            raise BackendError(NOTHING_UNDER_WAY)
         waiting, self._waiting = self._waiting, {}
         return list(zip(waiting, self._backend.generate(list(waiting.values())), strict=True))
 

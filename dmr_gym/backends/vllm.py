@@ -26,7 +26,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from dmr_gym.backends._event_loop import EventLoop, Once, all_of
+from dmr_gym.backends._event_loop import EventLoop, Once, all_of, result_of
 from dmr_gym.backends._openai import (
     completion_fields,
     next_token_fields,
@@ -38,7 +38,7 @@ from dmr_gym.backends._openai import (
     to_distributions,
 )
 from dmr_gym.backends._replicas import Lease, Patience, Replicas
-from dmr_gym.backends.streaming import Stream, generate_each
+from dmr_gym.backends.streaming import NOTHING_UNDER_WAY, Stream, generate_each
 from dmr_gym.errors import BackendError, ConfigError
 from dmr_gym.types import Completion, DistributionRequest, Request, TokenDistributions
 
@@ -126,7 +126,7 @@ class VLLMBackend:
 
     def stream(self) -> Stream:
         """Open a stream of answers that come as the servers have them; see `Stream`."""
-        return _Answers(self._link(), lambda request: completion_fields(request, self._template_options) | self._salt)
+        return _Answers(self._link, lambda request: completion_fields(request, self._template_options) | self._salt)
 
     def token_distributions(self, requests: Sequence[DistributionRequest]) -> list[TokenDistributions]:
         """Score completions under teacher forcing.
@@ -159,7 +159,7 @@ class VLLMBackend:
         """Close all connections; the next call opens new ones."""
         with self._lock:
             if self._open is not None:
-                self._open.loop.close()
+                self._open.finalize()
             self._open = None
 
     def _link(self) -> _Open:
@@ -171,7 +171,7 @@ class VLLMBackend:
                     for name, model in self._model.items()
                 }
                 self._open = _Open(replicas, self._max_concurrency, self._salt)
-                weakref.finalize(self, self._open.loop.close)
+                self._open.finalize = weakref.finalize(self, self._open.loop.close)
             return self._open
 
 
@@ -197,7 +197,10 @@ class _Open:
 
     Attributes:
         loop: runs everything below.
+        finalize: closes it, at the latest when the backend goes.
     """
+
+    finalize: Callable[[], object]
 
     def __init__(self, replicas: Mapping[str, Replicas], max_concurrency: int, salt: dict[str, str]) -> None:
         self._replicas = replicas
@@ -272,25 +275,31 @@ class _Open:
 
 
 class _Answers:
-    """The stream of a `VLLMBackend`."""
+    """The stream of a `VLLMBackend`.
 
-    def __init__(self, link: _Open, body: Callable[[Request], dict[str, Any]]) -> None:
+    Args:
+        link: gives the backend's open connections.
+        body: of the call for a request.
+    """
+
+    def __init__(self, link: Callable[[], _Open], body: Callable[[Request], dict[str, Any]]) -> None:
         self._link, self._body = link, body
         self._open: dict[int, Future[Completion]] = {}
-        self._arrived: SimpleQueue[tuple[int, Future[Completion]]] = SimpleQueue()
+        self._arrived: _Arrivals = SimpleQueue()
 
     def send(self, requests: Mapping[int, Request]) -> None:
         """Ask; see `Stream.send`."""
-        calls = {i: (self._link.of(r.precision), r, self._body(r)) for i, r in requests.items()}
+        link = self._link()
+        calls = {i: (link.of(r.precision), r, self._body(r)) for i, r in requests.items()}
         # Sessions go to their servers first: only then is it known which of those has the fewest calls.
         for i in sorted(calls, key=lambda i: not calls[i][0].knows(calls[i][1].session)):
-            self._open[i] = self._link.loop.start(self._link.complete(*calls[i]))
-            self._open[i].add_done_callback(partial(self._note, i))
+            self._open[i] = link.loop.start(link.complete(*calls[i]))
+            self._open[i].add_done_callback(partial(_note, self._arrived, i))
 
     def receive(self) -> list[tuple[int, Completion]]:
         """Wait; see `Stream.receive`."""
         if not self._open:
-            raise BackendError("no request is under way")
+            raise BackendError(NOTHING_UNDER_WAY)
         group = [self._arrived.get()]
         while not self._arrived.empty():
             group.append(self._arrived.get())
@@ -303,7 +312,7 @@ class _Answers:
                 self._arrived.put(entry)
             return answers
         self.close()
-        self._link.loop.result(failed[0][1])
+        result_of(failed[0][1])
         raise AssertionError("unreachable: a call that failed has an error")
 
     def close(self) -> None:
@@ -312,8 +321,13 @@ class _Answers:
         for future in given_up.values():
             future.cancel()
 
-    def _note(self, i: int, future: Future[Completion]) -> None:
-        self._arrived.put((i, future))
+
+_Arrivals = SimpleQueue[tuple[int, Future[Completion]]]
+
+
+def _note(arrived: _Arrivals, i: int, future: Future[Completion]) -> None:
+    """Tell of an answer; one that was given up is told to the queue of its time, which nobody reads any more."""
+    arrived.put((i, future))
 
 
 def _has_answer(future: Future[Completion]) -> bool:

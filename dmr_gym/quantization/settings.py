@@ -59,7 +59,7 @@ class Settings:
             raise ConfigError(f"--world must say whose transcripts calibrate {self.model}: {' or '.join(TRANSCRIPTS)}")
         if self.scheme == "W8A8" and self.group_size is not None:
             raise ConfigError("W8A8 has one weight scale a channel: give --group-size channel")
-        if min(self.samples, self.max_length, self.held_out, self.group_size or 1) < 1:
+        if min(self.samples, self.max_length, self.held_out, 1 if self.group_size is None else self.group_size) < 1:
             raise ConfigError("--samples, --max-length, --held-out and --group-size must be at least 1")
 
     @property

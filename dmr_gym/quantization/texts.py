@@ -61,7 +61,7 @@ def c4_documents(tokenizer: Any, count: int, length: int) -> list[str]:
 
 
 def read_documents(path: Path) -> list[str]:
-    """The "text" of each line of a .jsonl file, else blocks parted by blank lines.
+    """The "text" of each line of a .jsonl file, else blocks parted by blank lines; empty texts are left out.
 
     Raises:
         ConfigError: the file cannot be read, or is of another kind.
@@ -69,7 +69,9 @@ def read_documents(path: Path) -> list[str]:
     try:
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".jsonl":
-            return [str(json.loads(line)["text"]) for line in text.splitlines() if line.strip()]
+            # Only line feeds part lines of JSON: splitlines would cut texts at U+2028, which JSON does not escape.
+            texts = [str(json.loads(line)["text"]) for line in text.split("\n") if line.strip()]
+            return [text for text in texts if text.strip()]
     except (OSError, ValueError, KeyError, TypeError) as error:
         known = '"transcripts", "c4", a UTF-8 text file, or a .jsonl file with a "text" in each line'
         raise ConfigError(f"{path}: --calibration takes {known}; got {error!r}") from error

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from dmr_gym.alternatives import ALTERNATIVES_FILE, read_alternatives
+from dmr_gym.alternatives import ALTERNATIVES_FILE, LARGEST_KL, read_alternatives
 from dmr_gym.errors import ConfigError
 from dmr_gym.evaluation import EPISODES_FILE
 from dmr_gym.kl_dataset import KLDataset, read_settings
 from dmr_gym.latency import PriceSource
 from dmr_gym.metrics import OperatingPoint
-from dmr_gym.records import PlayedPolicy, Record, episode_result, read_records
+from dmr_gym.records import PlayedPolicy, read_policies, read_records
 from dmr_gym.report.records import EvaluationRecord, Pair, PointRecord, TableRecord, UseRecord, ViewerRecord
 from dmr_gym.report.runs import KL_FILE, Run, read_object
 from dmr_gym.report.steps import choose_tasks, gather, size_of
@@ -24,6 +24,7 @@ from dmr_gym.report.trees import read_outcomes
 from dmr_gym.result_tables import result_tables
 from dmr_gym.results import TIMES, Results, oracle_points, read_oracle, read_results
 from dmr_gym.tables import Table
+from dmr_gym.tree.graph import INDEX_FILE
 from dmr_gym.types import SamplingParams
 
 _SHARE_OF_LINES = 0.4
@@ -34,7 +35,6 @@ _SHARE_OF_LINES = 0.4
 class _Counts:
     """What is added up over a policy's episodes."""
 
-    head: Record
     high: Counter[int] = field(default_factory=Counter)
     steps: Counter[int] = field(default_factory=Counter)
     by_type: dict[str, Counter[int]] = field(default_factory=dict)
@@ -56,13 +56,15 @@ def read_evaluation(run: Run, runs: Sequence[Run], budget: int) -> EvaluationRec
         return _read(run, runs, data, budget)
     except (KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
-            f"{run.path / 'results.json'} lacks {error}: run agents/evaluate.py again, which writes it anew"
+            f"{run.path}: results.json or {EPISODES_FILE} lacks {error}: run agents/evaluate.py again, which writes "
+            "them anew"
         ) from error
 
 
 def _read(run: Run, runs: Sequence[Run], data: dict[str, Any], budget: int) -> EvaluationRecord:
     names, panel = data["precisions"], data["settings"]["panel"]
-    policies, counts, sizes = _scan(run.path / EPISODES_FILE, len(names))
+    policies = read_policies(run.path / EPISODES_FILE, len(names))
+    counts, sizes = _count(run.path / EPISODES_FILE, len(names) - 1)
     prices, results = PriceSource(**data["latency"]), read_results(data, policies)
     tables = tuple(_table(table, results) for table in result_tables(results, names, prices))
     reports = [each.path for each in runs if each.kind == "tree-report"]
@@ -76,33 +78,24 @@ def _read(run: Run, runs: Sequence[Run], data: dict[str, Any], budget: int) -> E
         points=_points(policies, data["results"]),
         oracle=_oracle(data, reports, list(sizes)),
         reach=_reach(reports, data, len(sizes)),
-        use=tuple(_use(count, len(names)) for count in counts),
+        use=tuple(_use(policy, counts[policy.name], len(names)) for policy in policies),
         viewer=_viewer(run, runs, data, sizes, budget),
         made=_made(data, run.path),
     )
 
 
-def _scan(path: Path, n_precisions: int) -> tuple[list[PlayedPolicy], list[_Counts], dict[str, int]]:
-    """One pass over the episodes: policies, use of precisions, and bytes of each task's lines."""
+def _count(path: Path, high: int) -> tuple[dict[str, _Counts], dict[str, int]]:
+    """The use of precisions by policy, and bytes of each task's lines, roughly."""
     counts: dict[str, _Counts] = {}
-    episodes: dict[str, list[Any]] = {}
     sizes: Counter[str] = Counter()
     for record in read_records(path):
-        name, high = record["policy"], n_precisions - 1
-        count = counts.setdefault(name, _Counts({key: record[key] for key in ("kind", "like", "budget", "lambda")}))
-        episodes.setdefault(name, []).append(episode_result(record, n_precisions))
+        count = counts.setdefault(record["policy"], _Counts())
         for t, step in enumerate(record["steps"]):
             count.steps[t] += 1
             count.high[t] += step["precision"] == high
             count.by_type.setdefault(step["step_type"], Counter())[step["precision"]] += 1
             sizes[record["task_id"]] += 200 + sum(len(step.get(key) or "") for key in ("observation", "completion"))
-    policies = []
-    for name, count in counts.items():
-        count.head["policy"] = name
-        head = count.head
-        policy = PlayedPolicy(name, head["kind"], head["like"], head["budget"], head["lambda"], tuple(episodes[name]))
-        policies.append(policy)
-    return policies, list(counts.values()), dict(sizes)
+    return counts, dict(sizes)
 
 
 def _table(table: Table, results: Results) -> TableRecord:
@@ -172,11 +165,11 @@ def _reach(reports: Sequence[Path], data: Mapping[str, Any], n_tasks: int) -> tu
     return ()
 
 
-def _use(count: _Counts, n_precisions: int) -> UseRecord:
+def _use(policy: PlayedPolicy, count: _Counts, n_precisions: int) -> UseRecord:
     last = max(count.steps) + 1
     by_type = {kind: tuple(uses[p] for p in range(n_precisions)) for kind, uses in sorted(count.by_type.items())}
     high, steps = (tuple(numbers[t] for t in range(last)) for numbers in (count.high, count.steps))
-    return UseRecord(count.head["policy"], count.head["kind"], count.head["like"], high, steps, by_type)
+    return UseRecord(policy.name, policy.kind, policy.like, high, steps, by_type)
 
 
 def _viewer(
@@ -202,7 +195,7 @@ def _viewer(
 
 
 def _panel(run: Run) -> str:
-    return str(read_object(run.path / "index.json").get("settings", {}).get("panel"))
+    return str(read_object(run.path / INDEX_FILE).get("settings", {}).get("panel"))
 
 
 def _kls(runs: Sequence[Run], data: Mapping[str, Any]) -> dict[str, Sequence[Sequence[float]]]:
@@ -212,7 +205,7 @@ def _kls(runs: Sequence[Run], data: Mapping[str, Any]) -> dict[str, Sequence[Seq
             settings = read_settings(each.path / KL_FILE)
             if (settings["panel"], settings["models"]) == (data["settings"]["panel"], data["models"]):
                 dataset = KLDataset.load(each.path / KL_FILE)
-                rows = [part.tolist() for part in dataset.split(np.minimum(dataset.kl_action, 1e4))]
+                rows = [part.tolist() for part in dataset.split(np.minimum(dataset.kl_action, LARGEST_KL))]
                 return dict(zip(dataset.task_ids, rows, strict=True))
     return {}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from dmr_gym.calibration import KL_FLOOR
+from dmr_gym.errors import ConfigError
 from dmr_gym.kl_dataset import KLDataset, read_settings
 from dmr_gym.kl_figures import KL_CEILING
 from dmr_gym.kl_training import label_dataset
@@ -18,11 +19,14 @@ def read_kls(run: Run) -> KLRecord:
     """Count the KLs of the action steps of each lower precision.
 
     Raises:
-        ConfigError: a damaged file, or no step that counts.
+        ConfigError: a damaged file, or fewer steps than a threshold needs.
     """
     path = run.path / KL_FILE
     dataset, settings = KLDataset.load(path), read_settings(path)
-    _, labelling = label_dataset(dataset, "action", None)
+    try:
+        _, labelling = label_dataset(dataset, "action", None)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}; leave this run out, or collect more tasks") from error
     kls = labelling.counted_kls(dataset)
     values = np.log10(np.clip(kls, KL_FLOOR, KL_CEILING))
     taus = np.log10(np.clip(labelling.thresholds, KL_FLOOR, KL_CEILING))

@@ -75,7 +75,8 @@ class ViewerRecord:
         states: a list of P answers each, None where one is not known. An answer is (action, observation, completion,
             invalid_reason, end, prompt_tokens, completion_tokens, kl, played, tree, source): ``end`` is 0 where the
             episode goes on, 1 where it is solved, 2 where it ends otherwise; ``played`` (episode, step) names one that
-            took it; ``tree`` is what `dmr_gym.report.trees` says of it; ``source`` is "played", "asked" or "tree".
+            took it; ``tree`` is what `dmr_gym.report.trees` says of it; ``source`` is "played", "asked", "tree", or
+            "unknown" where only the KL is known.
         episodes: (policy, task, seed, success, score, time_s, cap_reached, instruction, observation, steps), a step
             (state, precision, router_called, p_high, latency_llm_s, latency_router_s, type).
         left_out: tasks that the page has no room for.

@@ -114,9 +114,8 @@ def _search(folder: Path, depth: int) -> Iterator[Run]:
 
 def _identified(kind: str, folder: Path) -> Run:
     record = _record(kind, folder)
-    env = record.get("env") or {}
-    env_id = record.get("env_id") or ""
     try:
+        env, env_id = record.get("env") or {}, record.get("env_id") or ""
         return Run(kind, folder, str(env.get("task", "")), tuple(map(str, env.get("precisions", ()))), str(env_id))
     except (TypeError, AttributeError) as error:
         raise ConfigError(f"{folder} does not say of which environment it is: run its recipe again") from error

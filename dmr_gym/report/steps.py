@@ -26,7 +26,7 @@ GOES_ON, SOLVED, ENDED = 0, 1, 2
 
 Alternatives = Mapping[tuple[str, str, int], list[list[Record]]]
 Answer = list[Any]
-_KL, _PLAYED, _TREE = 7, 8, 9  # places in an answer, see `ViewerRecord`
+_KL, _PLAYED, _TREE, _SOURCE = 7, 8, 9, 10  # places in an answer, see `ViewerRecord`
 
 
 class Numbers:
@@ -108,7 +108,7 @@ class Viewer:
             assert held is not None
             held[_PLAYED] = held[_PLAYED] or [number, t]
             held[:7] = answer[:7]
-            held[-1] = "played"
+            held[_SOURCE] = "played"
             for p, other in enumerate(() if others is None else others[t]):
                 self._put(state, p, self._asked_answer(other))
             if outcomes is not None and path is not None:
@@ -171,18 +171,15 @@ class Viewer:
     def _put(self, state: int, precision: int, answer: Answer) -> None:
         """Note an answer where none is known yet; a KL is taken over in any case."""
         held = self._states[state][precision]
-        if held is None:
-            self._states[state][precision] = answer
-        elif held[_KL] is None:
-            held[_KL] = answer[_KL]
+        is_known = held is not None and held[_SOURCE] != "unknown"
+        kept, other = (held, answer) if is_known else (answer, held)
+        assert kept is not None
+        if other is not None and kept[_KL] is None:
+            kept[_KL] = other[_KL]
+        self._states[state][precision] = kept
 
     def _put_kl(self, state: int, precision: int, kl: float) -> None:
-        held = self._states[state][precision]
-        if held is None:  # nothing else is known of this precision here
-            unknown = [NONE, NONE, NONE, NONE, GOES_ON, None, None]
-            self._states[state][precision] = [*unknown, _round(kl), None, None, "unknown"]
-        elif held[_KL] is None:
-            held[_KL] = _round(kl)
+        self._put(state, precision, [*[NONE] * 4, GOES_ON, None, None, _round(kl), None, None, "unknown"])
 
 
 def mark(step: Record) -> Any:

@@ -12,12 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from dmr_gym.figures import STYLES, place_labels
+from dmr_gym.calibration import KL_FLOOR
+from dmr_gym.figures import STYLES, place_labels, pyplot, save, tidy
 from dmr_gym.tree.decisions import LabelQuality
 from dmr_gym.tree.frontier import Frontier
-
-KL_FLOOR = 1e-9
-"""Smaller KLs, in nats, are drawn as this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +63,8 @@ def draw_report(
         prices: where the times come from, in words.
         path: of the picture.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
     panels = 1 + len(curves)
-    figure, rows = plt.subplots(1, panels, figsize=(6.6 * panels, 5.2), squeeze=False, layout="constrained")
+    figure, rows = pyplot().subplots(1, panels, figsize=(6.6 * panels, 5.2), squeeze=False, layout="constrained")
     axes = rows[0, 0]
     _frontier(axes, shown, "oracle: least time at each success", "-")
     if not np.array_equal(shown.success, bound.success) or not np.allclose(shown.time_s, bound.time_s):
@@ -84,14 +77,11 @@ def draw_report(
     for place, curve in enumerate(curves, 1):
         _labels(rows[0, place], curve)
     for each in rows[0]:
-        each.spines[["top", "right"]].set_visible(False)
-        each.grid(color="0.93")
-        each.set_axisbelow(True)
+        tidy(each)
     figure.canvas.draw()  # names are placed by where the points end up, and must not move them
     axes.autoscale(False)
     _name(axes, policies)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    save(figure, path)
 
 
 def _frontier(axes: Any, frontier: Frontier, label: str, linestyle: str) -> None:

@@ -112,8 +112,9 @@ class ShoppingExpert:
         view = read_prompt(prompt)
         if view.summary == "start":
             return f"search[{self._keywords(view)}]"
-        if _RESULTS.fullmatch(view.summary):
-            return f"click[{self._on_results(view)}]"
+        results = _RESULTS.fullmatch(view.summary)
+        if results is not None:
+            return f"click[{self._on_results(view, int(results[1]), results[2])}]"
         page = _PRODUCT.fullmatch(view.summary)
         if page is not None and page[1] is None:
             return f"click[{self._on_item(view)}]"
@@ -147,18 +148,17 @@ class ShoppingExpert:
         is_searched = searched is not None and searched[2] != self.query and int(searched[1]) >= LAST_PAGE
         return self.query if is_searched else self.core(view.task)
 
-    def _on_results(self, view: View) -> str:
-        match = _RESULTS.fullmatch(view.summary)
-        assert match is not None
-        page, is_broad = int(match[1]), match[2] == self.query
+    def _on_results(self, view: View, page: int, searched: str) -> str:
+        """The next product that promises most, behind the one that was left; where none does, on or back."""
+        is_lenient = page >= LAST_PAGE or searched == self.query
         listings = [Listing(m[1], float(m[2]), m[3]) for m in map(_RESULT.fullmatch, view.body) if m]
         left = next((past.product for past in reversed(view.history) if past.product), "")
         after = next((place for place, each in enumerate(listings, 1) if each.number == left), 0)
-        promises = [self._promise(each, view.task, page >= LAST_PAGE or is_broad) for each in listings]
-        for level in (2, 1) if max(promises, default=0) > 0 else (0,):
-            for listing, promise in zip(listings[after:], promises[after:], strict=True):
-                if promise == level:
-                    return listing.number
+        promises = [self._promise(each, view.task, is_lenient) for each in listings]
+        levels = (2, 1) if max(promises, default=0) > 0 else (0,)
+        for level in levels:
+            if level in promises[after:]:
+                return listings[promises.index(level, after)].number
         return "back to search" if page >= LAST_PAGE or not listings else "next >"
 
     def _promise(self, listing: Listing, task: str, is_lenient: bool) -> int:
