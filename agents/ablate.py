@@ -144,8 +144,7 @@ def depth(args: argparse.Namespace, rest: list[str]) -> None:
 def threshold(args: argparse.Namespace, rest: list[str]) -> None:
     """Train and evaluate a router with the threshold on KL at each of four places."""
     dataset = KLDataset.load(args.data / "kl.safetensors")
-    values = dataset.kl_all if args.steps == "all" else dataset.kl_action
-    kls = values[counted_steps(dataset.step_types, args.steps)]
+    kls = dataset.kls(args.steps)[counted_steps(dataset.step_types, args.steps)]
     if args.taus is None:
         places = threshold_places(kls)
     else:

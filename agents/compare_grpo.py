@@ -55,6 +55,7 @@ from dmr_gym.deployment import (
     forcing,
 )
 from dmr_gym.errors import ConfigError
+from dmr_gym.figures import pyplot, save, tidy
 from dmr_gym.grpo_batch import STATE_MODES
 from dmr_gym.latency import PriceSource
 from dmr_gym.losses import ADVANTAGE_MODES
@@ -296,13 +297,8 @@ def as_table(rows: Sequence[dict[str, Any]], args: argparse.Namespace, prices: P
 
 def draw(rows: Sequence[dict[str, Any]], args: argparse.Namespace, prices: str, path: Path) -> None:
     """Draw the returns, a panel each λ: GRPO by advantages with a dot a seed, the others as lines."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
     styles = {"high": ("0.15", "-"), "low": ("0.6", "-"), "kl-st": ("tab:blue", "--")}
-    figure, panels = plt.subplots(
+    figure, panels = pyplot().subplots(
         1, len(args.lambdas), figsize=(3.2 * len(args.lambdas) + 1.5, 4), squeeze=False, layout="constrained"
     )
     for axes, lambda_ in zip(panels[0], args.lambdas, strict=True):
@@ -334,12 +330,11 @@ def draw(rows: Sequence[dict[str, Any]], args: argparse.Namespace, prices: str, 
             xlim=(-0.6, len(args.advantages) - 0.4),
         )
         axes.set_xticklabels(args.advantages)
-        axes.spines[["top", "right"]].set_visible(False)
+        tidy(axes, grid=False)
     panels[0][0].set_ylabel("return on the test panel: success − λ·T")
     panels[0][-1].legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     figure.suptitle(prices, fontsize=9)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    save(figure, path)
 
 
 if __name__ == "__main__":
