@@ -70,8 +70,8 @@ def write_tables(folder: Path, tables: Sequence[Table], heading: str | None = No
 
 
 def number(value: float | None, digits: int) -> str:
-    """A number, or a dash where there is none."""
-    return "–" if value is None or math.isnan(value) else f"{value:.{digits}f}"
+    """A number, or a dash where there is none. Nothing is "-0.0"."""
+    return "–" if value is None or math.isnan(value) else f"{value:z.{digits}f}"
 
 
 def percent(value: float | None, digits: int = 1) -> str:
@@ -84,8 +84,8 @@ def with_interval(value: float, interval: Interval, digits: int, scale: float = 
     if math.isnan(value):
         return "–"
     plus = "+" if sign else ""
-    low, high = (f"{scale * end:{plus}.{digits}f}" for end in (interval.low, interval.high))
-    return f"{scale * value:{plus}.{digits}f} [{low}, {high}]"
+    low, high = (f"{scale * end:{plus}z.{digits}f}" for end in (interval.low, interval.high))
+    return f"{scale * value:{plus}z.{digits}f} [{low}, {high}]"
 
 
 def _escape(cell: Any) -> str:
