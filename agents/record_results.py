@@ -49,12 +49,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     pictures = sorted(args.run.glob("*.png"))
     for path in (args.run / NUMBERS, *pictures):
         shutil.copyfile(path, folder / path.name)
-    body = "\n".join(re.sub(r"(?m)^#", "##", path.read_text(encoding="utf-8")) for path in tables)
+    body = "\n".join(as_section(path.read_text(encoding="utf-8")) for path in tables)
     body += "".join(f"\n![{p.stem}](results/{args.name}/{p.name})\n" for p in pictures)
     old = args.page.read_text(encoding="utf-8") if args.page.is_file() else "# Results\n"
     page = with_block(old, args.name, body)
     write_atomically(args.page, lambda part: part.write_text(page, encoding="utf-8"))
     print(f"wrote {folder} and {args.page}")
+
+
+def as_section(text: str) -> str:
+    """A table file below a heading of the page: its own title in bold, its headings a level lower."""
+    return re.sub(r"(?m)^## ", "### ", re.sub(r"(?m)^# (.*)$", r"**\1**", text))
 
 
 def with_block(page: str, name: str, body: str) -> str:

@@ -10,7 +10,11 @@ Goals are printed beside the figures they are for.
 KL-ST is an epoch of agents/train_kl_st.py on random rows and labels: passes forward and backward over whole episodes in
 batches of 16, clipping and AdamW, with dropout.
 
+The router is that of the paper unless --n-layers and its fellows say otherwise: a narrow one learns as well from the
+embedded worlds (RESULTS.md) and is some times as fast.
+
     python bench/bench_router.py --decisions 200
+    python bench/bench_router.py --n-layers 4 --d-model 128 --n-heads 4 --d-ff 512
 """
 
 from __future__ import annotations
@@ -25,10 +29,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from dmr_gym.command_line import add_router_options, router_config
 from dmr_gym.encoders import MiniLMEncoder
 from dmr_gym.linear import DTYPES, is_fast
 from dmr_gym.losses import weighted_cross_entropy
-from dmr_gym.router import PrecisionRouter, RouterState, pad_rows
+from dmr_gym.router import PrecisionRouter, RouterConfig, RouterState, pad_rows
 
 BATCH = 16
 STEPS = 50  # of a history, ALFWorld's step cap
@@ -93,10 +98,8 @@ def alternate(actions: Mapping[str, Callable[[], float]], calls: int) -> dict[st
     return seconds
 
 
-def measure_decisions(decisions: int, clock: Clock) -> list[dict[str, Any]]:
+def measure_decisions(router: PrecisionRouter, decisions: int, clock: Clock) -> list[dict[str, Any]]:
     """One record for each way of deciding and number of histories: p50 and p95 in ms a decision."""
-    torch.manual_seed(0)
-    router = PrecisionRouter().eval()
     routers = {"float32 as trained": router} | {d: router.for_inference(d) for d in DTYPES if is_fast(d)}
     fast = routers.get("float16", router)
     encoders = {f"MiniLM {d}": MiniLMEncoder(dtype=d).encode for d in ("float32", "bfloat16")}
@@ -126,9 +129,8 @@ def sentence_transformers_encode() -> Encode:
     return lambda texts: model.encode(texts, normalize_embeddings=True, show_progress_bar=False)
 
 
-def measure_passes(calls: int, clock: Clock) -> dict[str, float]:
+def measure_passes(router: PrecisionRouter, calls: int, clock: Clock) -> dict[str, float]:
     """Decisions a second where whole trajectories are scored in one pass, 16 of 50 rows, by dtype."""
-    router = PrecisionRouter().eval()
     rows, mask = torch.randn(BATCH, STEPS, router.config.embedding_dim), torch.ones(BATCH, STEPS, dtype=torch.bool)
     routers = {"float32 as trained": router} | {d: router.for_inference(d) for d in DTYPES if is_fast(d)}
 
@@ -142,12 +144,12 @@ def measure_passes(calls: int, clock: Clock) -> dict[str, float]:
     return {name: BATCH * STEPS / median(values) for name, values in seconds.items()}
 
 
-def measure_kl_st(episodes: int, clock: Clock) -> float:
+def measure_kl_st(config: RouterConfig, episodes: int, clock: Clock) -> float:
     """Seconds of one epoch over so many episodes of 25 steps."""
     torch.manual_seed(0)
-    router, chance = PrecisionRouter().train(), np.random.default_rng(0)
+    router, chance = PrecisionRouter(config).train(), np.random.default_rng(0)
     optimizer = torch.optim.AdamW(router.parameters(), lr=3e-4, weight_decay=0.01)
-    data = [chance.normal(size=(EPISODE_STEPS, 384)).astype(np.float32) for _ in range(episodes)]
+    data = [chance.normal(size=(EPISODE_STEPS, config.embedding_dim)).astype(np.float32) for _ in range(episodes)]
     labels = torch.from_numpy(chance.integers(2, size=(episodes, EPISODE_STEPS)))
     start = clock()
     for first in range(0, episodes, BATCH):
@@ -180,21 +182,28 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument(
         "--processor-time", action="store_true", help="count processor time of all threads, for a busy machine"
     )
+    add_router_options(parser)
     args = parser.parse_args(argv)
+    config = router_config(args, embedding_dim=384, n_precisions=2)
+    torch.manual_seed(0)
+    router = PrecisionRouter(config).eval()
+    size = sum(p.numel() for p in router.parameters())
+    print(f"router of {size / 1e6:.1f} M parameters")
     clock = time.process_time if args.processor_time else time.perf_counter
     print(
         f"{torch.get_num_threads()} threads; reduced dtypes this CPU computes faster: {list(filter(is_fast, DTYPES))}"
     )
-    decisions = measure_decisions(args.decisions, clock)
+    decisions = measure_decisions(router, args.decisions, clock)
     show(decisions)
-    passes = measure_passes(args.decisions // 20, clock)
+    passes = measure_passes(router, args.decisions // 20, clock)
     for name, rate in passes.items():
         print(f"whole trajectories in one pass, {name:<24}{rate:>10,.0f} decisions/s")
-    epoch_s = measure_kl_st(args.episodes, clock)
+    epoch_s = measure_kl_st(config, args.episodes, clock)
     print(
         f"KL-ST, {args.episodes} episodes of {EPISODE_STEPS} steps: {1 / epoch_s:.3f} epochs/s ({epoch_s:.1f} s each)"
     )
     return {
+        "parameters": size,
         "threads": torch.get_num_threads(),
         "processor_time": args.processor_time,
         "decisions": decisions,

@@ -88,7 +88,7 @@ def test_recording_replaces_a_block_and_leaves_the_prose(tmp_path: Path) -> None
     record.main(["two", str(run), "--page", str(page)])
     text = page.read_text(encoding="utf-8")
     assert [name for name, _ in BLOCK.findall(text)] == ["one", "two"]
-    assert text.startswith("# Results\n\nBefore.\n\n<!-- results: one -->\n## A world\n\n### Policies\n\n| ")
+    assert text.startswith("# Results\n\nBefore.\n\n<!-- results: one -->\n**A world**\n\n### Policies\n\n| ")
     assert "\n\nAfter.\n" in text
     assert "old" not in text
     assert "![curve](results/one/curve.png)\n<!-- end of results -->" in text

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +96,6 @@ def test_a_cpu_computes_eagerly_on_the_cores_it_is_given() -> None:
         {"low": "m", "high": "m"}, {"low": [1], "high": [2]}, device="cpu", cores={"low": ("0",), "high": ("1-3",)}
     )
     assert "--enforce-eager" in settings.command("low", 1, "m")
-    polite = replace(settings, niceness=5).command("low", 1, "m")
-    assert polite == ["nice", "-n", "5", *settings.command("low", 1, "m")]
     environment = settings.environment("high", 0)
     assert (environment["VLLM_CPU_OMP_THREADS_BIND"], environment["TORCHDYNAMO_DISABLE"]) == ("1-3", "1")
     assert environment["VLLM_NO_USAGE_STATS"] == "1"
@@ -154,7 +151,6 @@ def test_servers_for_tests_lie_on_free_ports_and_take_turns_on_the_cores() -> No
         ({"device": "tpu"}, "serve.device must be"),
         ({"max_model_len": 0}, "max_model_len must be a whole number of at least 1"),
         ({"max_logprobs": -2}, "max_logprobs must be -1"),
-        ({"niceness": 20}, "niceness must be from 0 to 19, got 20"),
         ({"kv_cache_gib": 0}, "kv_cache_gib must be above 0"),
         ({"grace_s": -1.0}, "grace_s must be a finite number"),
         ({"port": [1]}, "did you mean 'serve.ports'"),

@@ -45,8 +45,6 @@ class ServeSettings:
         gpus: precision -> for each of its servers the value of CUDA_VISIBLE_DEVICES; none leaves all visible.
         cores: precision -> for each of its servers the processor cores that compute, such as "0-15"; none leaves the
             choice to vLLM. With "cpu" alone.
-        niceness: 0 to 19, by how much the servers' priority is lowered, so that a client on the same cores sends
-            its next prompt first.
         dtype: of the computation, as vLLM names it.
         max_model_len: tokens of the context; None is what the model was made for.
         max_logprobs: entries a token that may be asked for; -1 is the whole vocabulary, for exact KL.
@@ -66,7 +64,6 @@ class ServeSettings:
     host: str = "127.0.0.1"
     gpus: Mapping[str, Sequence[str]] = field(default_factory=dict)
     cores: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    niceness: int = 0
     dtype: str = "bfloat16"
     max_model_len: int | None = None
     max_logprobs: int = -1
@@ -99,8 +96,6 @@ class ServeSettings:
                     )
         check_amount("[serve] start_timeout_s", self.start_timeout_s, "s")
         check_amount("[serve] grace_s", self.grace_s, "s")
-        if not 0 <= self.niceness <= 19:
-            raise ConfigError(f"[serve] niceness must be from 0 to 19, got {self.niceness}")
         if self.max_model_len is not None:
             check_count("[serve] max_model_len", self.max_model_len)
         if self.kv_cache_gib is not None and not self.kv_cache_gib > 0:
@@ -144,8 +139,7 @@ class ServeSettings:
             port: to listen on.
             folder: where the model is, or its hub id.
         """
-        command = ["nice", "-n", str(self.niceness)] if self.niceness else []
-        command += [self.interpreter, "-m", "vllm.entrypoints.openai.api_server"]
+        command = [self.interpreter, "-m", "vllm.entrypoints.openai.api_server"]
         command += ["--model", folder, "--served-model-name", self.models[precision]]
         command += ["--host", self.host, "--port", str(port), "--dtype", self.dtype]
         command += ["--max-logprobs", str(self.max_logprobs)]
