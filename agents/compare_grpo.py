@@ -13,7 +13,8 @@ itself, which favours KL-ST.
     python agents/compare_grpo.py --router runs/kl-st/router --out runs/compare --advantages mean group_std
 
 Options of agents/train_grpo.py are handed on: --updates 40 --tasks 64 --lr 3e-4. ``--out`` holds a folder a run,
-results.json, episodes.jsonl, returns.md and returns.png. Started again, it goes on with the runs that are missing.
+results.json, episodes.jsonl, returns.md, returns.png, and courses.png: how each run went on held-out tasks. Started
+again, it goes on with the runs that are missing.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import train_grpo
 
+from dmr_gym.ablation_figures import draw_courses, draw_returns
 from dmr_gym.command_line import (
     add_env_options,
     chosen_env,
@@ -55,7 +57,6 @@ from dmr_gym.deployment import (
     forcing,
 )
 from dmr_gym.errors import ConfigError
-from dmr_gym.figures import pyplot, save, tidy
 from dmr_gym.grpo_batch import STATE_MODES
 from dmr_gym.latency import PriceSource
 from dmr_gym.losses import ADVANTAGE_MODES
@@ -67,6 +68,7 @@ from dmr_gym.rollout import Trajectory, rollout
 from dmr_gym.router import PrecisionRouter
 from dmr_gym.runs import provenance, write_atomically, write_json
 from dmr_gym.tables import Table, number, percent, with_interval
+from dmr_gym.training import read_history
 
 
 @dataclass(frozen=True)
@@ -145,11 +147,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         "tasks": contenders[0].success.shape[1],
         "results": rows,
         "advantage_gaps": advantage_gaps(contenders, args),
+        "courses": courses(args),
         **provenance(),
     }
     write_json(args.out / "results.json", record)
     picture = args.out / "returns.png"
-    write_atomically(picture, lambda part: draw(rows, args, prices.title, part))
+    write_atomically(picture, lambda part: draw_returns(rows, prices.title, part))
+    write_atomically(args.out / "courses.png", lambda part: draw_courses(record["courses"], precisions[-1], part))
     table = as_table(rows, args, prices)
     write_atomically(args.out / "returns.md", lambda part: part.write_text(table.markdown(), encoding="utf-8"))
     table.show()
@@ -173,6 +177,18 @@ def train(
     command += ["--set", f"lambda_={lambda_}"]
     command += ["--resume"] if (folder / "args.json").is_file() else []
     train_grpo.main([*map(str, command), *rest])
+
+
+def courses(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """How each run went on held-out tasks: return and share of the highest precision."""
+    found = []
+    for advantages, lambda_, seed in itertools.product(args.advantages, args.lambdas, range(args.seeds)):
+        history = read_history(run_folder(args, advantages, lambda_, seed))
+        points = [entry for entry in history if "validation/return" in entry]
+        columns = {"updates": "update", "returns": "validation/return", "high_shares": "validation/high"}
+        of_run = {name: [point[key] for point in points] for name, key in columns.items()}
+        found.append({"advantages": advantages, "lambda": lambda_, "seed": seed, **of_run})
+    return found
 
 
 def play(envs: Any, config: EnvConfig, args: argparse.Namespace) -> list[Contender]:
@@ -293,48 +309,6 @@ def as_table(rows: Sequence[dict[str, Any]], args: argparse.Namespace, prices: P
         left=2,
         styles=tuple("bold" if row["kind"] == "grpo" else None for row in rows),
     )
-
-
-def draw(rows: Sequence[dict[str, Any]], args: argparse.Namespace, prices: str, path: Path) -> None:
-    """Draw the returns, a panel each λ: GRPO by advantages with a dot a seed, the others as lines."""
-    styles = {"high": ("0.15", "-"), "low": ("0.6", "-"), "kl-st": ("tab:blue", "--")}
-    figure, panels = pyplot().subplots(
-        1, len(args.lambdas), figsize=(3.2 * len(args.lambdas) + 1.5, 4), squeeze=False, layout="constrained"
-    )
-    for axes, lambda_ in zip(panels[0], args.lambdas, strict=True):
-        here = [row for row in rows if row["lambda"] == lambda_]
-        for row in here:
-            if row["kind"] in styles and row["advantages"] == args.advantages[0]:
-                color, line = styles[row["kind"]]
-                axes.axhline(
-                    row["return"],
-                    color=color,
-                    linestyle=line,
-                    linewidth=1.2,
-                    label="best KL-ST" if row["kind"] == "kl-st" else row["policy"],
-                )
-        for place, advantages in enumerate(args.advantages):
-            for kind, color, shift in (("grpo", "tab:red", -0.1), ("random", "tab:green", 0.15)):
-                row = next(r for r in here if r["kind"] == kind and r["advantages"] == advantages)
-                bar = [[row["return"] - row["return_ci"]["low"]], [row["return_ci"]["high"] - row["return"]]]
-                label = {"grpo": "GRPO (dots: seeds)", "random": "random, GRPO's share"}[kind] if place == 0 else None
-                axes.errorbar(
-                    [place + shift], [row["return"]], yerr=bar, fmt="s", color=color, markersize=5, label=label
-                )
-                if kind == "grpo":
-                    dots = row["returns_of_seeds"]
-                    axes.plot([place - 0.22] * len(dots), dots, ".", color=color, alpha=0.5)
-        axes.set(
-            title=f"λ = {lambda_:g} a second",
-            xticks=range(len(args.advantages)),
-            xlim=(-0.6, len(args.advantages) - 0.4),
-        )
-        axes.set_xticklabels(args.advantages)
-        tidy(axes, grid=False)
-    panels[0][0].set_ylabel("return on the test panel: success − λ·T")
-    panels[0][-1].legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    figure.suptitle(prices, fontsize=9)
-    save(figure, path)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ matplotlib is imported when a picture is drawn. Shapes: N steps, P precisions.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,89 @@ def draw_depths(variants: Sequence[Variant], path: Path) -> None:
         axes.set(xticks=places, xlabel="layers of the router")
         axes.set_xticklabels([variant.name for variant in variants])
     _finish(figure, panels, variants, path)
+
+
+def draw_courses(courses: Sequence[Mapping[str, Any]], highest: str, path: Path) -> None:
+    """Draw how runs of GRPO went on held-out tasks: a thin line a seed, a thick one their mean; a column a λ.
+
+    Args:
+        courses: ``courses`` of a ``results.json`` of agents/compare_grpo.py; seeds of a λ were validated at the same
+            updates.
+        highest: name of the highest precision.
+        path: of the picture.
+    """
+    lambdas = list(dict.fromkeys(course["lambda"] for course in courses))
+    ways = list(dict.fromkeys(course["advantages"] for course in courses))
+    figure, panels = pyplot().subplots(
+        2, len(lambdas), figsize=(3.2 * len(lambdas) + 1.5, 5), sharex=True, squeeze=False, layout="constrained"
+    )
+    rows = (("returns", 1.0, "return, success − λ·T"), ("high_shares", 100.0, f"steps at {highest}, %"))
+    for column, lambda_ in enumerate(lambdas):
+        panels[0, column].set_title(f"λ = {lambda_:g} a second")
+        panels[1, column].set_xlabel("update")
+        for way, color in zip(ways, itertools.cycle(COLORS)):
+            mine = [course for course in courses if (course["lambda"], course["advantages"]) == (lambda_, way)]
+            for axes, (key, scale, _) in zip(panels[:, column], rows, strict=True):
+                values = scale * np.array([course[key] for course in mine])
+                axes.plot(mine[0]["updates"], values.T, color=color, alpha=0.3, linewidth=0.8)
+                axes.plot(mine[0]["updates"], values.mean(axis=0), color=color, linewidth=2, label=way)
+    for axes, (_, _, label) in zip(panels[:, 0], rows, strict=True):
+        axes.set_ylabel(label)
+    for axes in panels.flat:
+        tidy(axes)
+    panels[0, -1].legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    figure.suptitle("Held-out tasks while training, precisions taken greedily", fontsize=9)
+    save(figure, path)
+
+
+def draw_returns(rows: Sequence[Mapping[str, Any]], prices: str, path: Path) -> None:
+    """Draw returns on the test panel, a panel each λ: GRPO by advantages with a dot a seed, the others as lines.
+
+    Args:
+        rows: ``results`` of a ``results.json`` of agents/compare_grpo.py.
+        prices: where times come from, for the title.
+        path: of the picture.
+    """
+    lambdas = list(dict.fromkeys(row["lambda"] for row in rows))
+    ways = list(dict.fromkeys(row["advantages"] for row in rows))
+    styles = {"high": ("0.15", "-"), "low": ("0.6", "-"), "kl-st": ("tab:blue", "--")}
+    figure, panels = pyplot().subplots(
+        1, len(lambdas), figsize=(3.2 * len(lambdas) + 1.5, 4), squeeze=False, layout="constrained"
+    )
+    for axes, lambda_ in zip(panels[0], lambdas, strict=True):
+        here = [row for row in rows if row["lambda"] == lambda_]
+        for row in here:
+            if row["kind"] in styles and row["advantages"] == ways[0]:
+                color, line = styles[row["kind"]]
+                axes.axhline(
+                    row["return"],
+                    color=color,
+                    linestyle=line,
+                    linewidth=1.2,
+                    label="best KL-ST" if row["kind"] == "kl-st" else row["policy"],
+                )
+        for place, advantages in enumerate(ways):
+            for kind, color, shift in (("grpo", "tab:red", -0.1), ("random", "tab:green", 0.15)):
+                row = next(r for r in here if r["kind"] == kind and r["advantages"] == advantages)
+                bar = [[row["return"] - row["return_ci"]["low"]], [row["return_ci"]["high"] - row["return"]]]
+                label = {"grpo": "GRPO (dots: seeds)", "random": "random, GRPO's share"}[kind] if place == 0 else None
+                axes.errorbar(
+                    [place + shift], [row["return"]], yerr=bar, fmt="s", color=color, markersize=5, label=label
+                )
+                if kind == "grpo":
+                    dots = row["returns_of_seeds"]
+                    axes.plot([place - 0.22] * len(dots), dots, ".", color=color, alpha=0.5)
+        axes.set(
+            title=f"λ = {lambda_:g} a second",
+            xticks=range(len(ways)),
+            xlim=(-0.6, len(ways) - 0.4),
+        )
+        axes.set_xticklabels(ways)
+        tidy(axes, grid=False)
+    panels[0][0].set_ylabel("return on the test panel: success − λ·T")
+    panels[0][-1].legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    figure.suptitle(prices, fontsize=9)
+    save(figure, path)
 
 
 def draw_budgets(

@@ -218,6 +218,7 @@ def advantage_table(record: Mapping[str, Any]) -> Table:
     for lambda_ in dict.fromkeys(row["lambda"] for row in grpo):
         for row in (row for row in grpo if row["lambda"] == lambda_):
             first = row["advantages"] == ways[0]
+            runs = [c for c in record["courses"] if (c["lambda"], c["advantages"]) == (lambda_, row["advantages"])]
             between = gaps[lambda_]
             gap = with_interval(between["return"], Interval(**between["return_ci"]), 3, sign=True) if first else ""
             lines.append(
@@ -229,12 +230,19 @@ def advantage_table(record: Mapping[str, Any]) -> Table:
                     number(row["time_s"], 2),
                     percent(row["high_share"], 0),
                     gap,
+                    " / ".join(number(run["returns"][-1], 3) for run in runs),
+                    " / ".join(percent(run["high_shares"][-1], 0) for run in runs),
                 )
             )
-    columns = ("λ", "advantages", "return", "success %", "time of all, s", "high %", " − ".join(ways))
-    seeds = record["settings"]["seeds"]
-    note = f"{seeds} training seeds; 95 % intervals over seeds and tasks, differences paired by seed and task."
-    return Table("Advantages of GRPO", columns, tuple(lines), (note,), left=2)
+    numbers = ("return", "success %", "time of all, s", "high %", " − ".join(ways))
+    columns = ("λ", "advantages", *numbers, "held-out return, last update", "high %, last update")
+    notes = (
+        f"{record['settings']['seeds']} training seeds; 95 % intervals over seeds and tasks, differences paired by "
+        "seed and task.",
+        "Returns are of the routers that were kept, the best on held-out tasks, which may be the first one. The last "
+        "two columns are those tasks at the end of training, a number a seed: where it leads to.",
+    )
+    return Table("Advantages of GRPO", columns, tuple(lines), notes, left=2)
 
 
 def _budget_cells(row: Row) -> tuple[str, str, str, str]:

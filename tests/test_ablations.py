@@ -155,11 +155,17 @@ def test_the_table_of_advantages_by_hand() -> None:
     ]
     rows.append({"kind": "high", "advantages": "mean", "return": 0.3, **common})
     gap = {"lambda": 0.1, "return": 0.1, "return_ci": {"low": 0.05, "high": 0.15}}
-    table = advantage_table({"results": rows, "advantage_gaps": [gap], "settings": {"seeds": 5}})
-    assert table.columns[-1] == "mean − group_std"
+    courses = [
+        {"advantages": way, "lambda": 0.1, "returns": [0.1, end], "high_shares": [0.9, high]}
+        for way, end, high in (("mean", 0.3, 0.4), ("mean", 0.2, 0.5), ("group_std", -0.1, 0.0))
+    ]
+    record = {"results": rows, "advantage_gaps": [gap], "settings": {"seeds": 5}, "courses": courses}
+    table = advantage_table(record)
+    assert table.columns[6] == "mean − group_std"
+    kept = [(f"{r:.3f} [0.400, 0.600]", "90.0", "2.00", "50") for r in (0.5, 0.4)]
     assert table.rows == (
-        ("0.1", "mean", "0.500 [0.400, 0.600]", "90.0", "2.00", "50", "+0.100 [+0.050, +0.150]"),
-        ("", "group_std", "0.400 [0.400, 0.600]", "90.0", "2.00", "50", ""),
+        ("0.1", "mean", *kept[0], "+0.100 [+0.050, +0.150]", "0.300 / 0.200", "40 / 50"),
+        ("", "group_std", *kept[1], "", "-0.100", "0"),
     )
 
 
