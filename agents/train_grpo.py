@@ -203,7 +203,7 @@ class Trainer:
         self.args, self.config, self.router, self.envs, self.held_out = args, config, router, envs, held_out
         self.reference = PrecisionRouter.load(args.router, args.device) if args.router is not None else None
         self.optimizer = torch.optim.AdamW(router.parameters(), args.lr, weight_decay=0.0)
-        self.averaged = copy.deepcopy(router)
+        self.averaged = copy.deepcopy(router) if args.average else router
         self.task_ids = first_tasks(envs, args.tasks)
         self.validation_ids = first_tasks(held_out, args.validation_tasks)
         if args.groups > len(self.task_ids):
@@ -213,8 +213,9 @@ class Trainer:
         """Update until the end; validate, save and log on the way."""
         args, out = self.args, self.args.out
         progress = load_training_state(out / STATE_FILE, self.router, [self.optimizer])
-        self.averaged.load_state_dict(load_extra(out / STATE_FILE) or self.router.state_dict())
         start, best = int(progress.get("update", -1)), progress.get("best", float("-inf"))
+        if args.average and start >= 0:
+            self.averaged.load_state_dict(load_extra(out / STATE_FILE))
         with RunLog(out, start) as log, stop_on_signal() as stop:
             if start < 0:
                 best = self.validate(log, 0, best)
@@ -232,7 +233,7 @@ class Trainer:
                     best = self.validate(log, done, best)
                 if done % args.checkpoint_every == 0 or done == args.updates or stop.signal is not None:
                     state = {"update": done, "best": best}
-                    averaged = dict(self.averaged.named_parameters())
+                    averaged = dict(self.averaged.named_parameters()) if args.average else None
                     save_training_state(out / STATE_FILE, self.router, [self.optimizer], state, averaged)
                 stop.leave(f"update {done}")
 
@@ -302,9 +303,10 @@ class Trainer:
             terms[-1].loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(self.router.parameters(), args.grad_clip)
             self.optimizer.step()
-        with torch.no_grad():
-            for mean, weight in zip(self.averaged.parameters(), self.router.parameters(), strict=True):
-                mean.lerp_(weight, 1 - args.average)
+        if args.average:
+            with torch.no_grad():
+                for mean, weight in zip(self.averaged.parameters(), self.router.parameters(), strict=True):
+                    mean.lerp_(weight, 1 - args.average)
         return terms[0], terms[-1], norm.item()
 
     def validate(self, log: RunLog, done: int, best: float) -> float:

@@ -10,8 +10,7 @@ Goals are printed beside the figures they are for.
 KL-ST is an epoch of agents/train_kl_st.py on random rows and labels: passes forward and backward over whole episodes in
 batches of 16, clipping and AdamW, with dropout.
 
-The router is that of the paper unless --n-layers and its fellows say otherwise: a narrow one learns as well from the
-embedded worlds (RESULTS.md) and is some times as fast.
+The router is that of the paper unless --n-layers and its fellows say otherwise.
 
     python bench/bench_router.py --decisions 200
     python bench/bench_router.py --n-layers 4 --d-model 128 --n-heads 4 --d-ff 512

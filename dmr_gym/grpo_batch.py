@@ -19,7 +19,6 @@ from dmr_gym.router import PrecisionRouter, pad_rows
 STATE_MODES = ("state", "successor")
 """Ways to compute advantages that give every decision its own, see `state_advantages`."""
 
-
 HISTORIES_AT_ONCE = 64
 """Histories that are scored in one pass, of similar lengths, so that little of it is padding."""
 
@@ -32,7 +31,7 @@ class Batch:
 
     Attributes:
         rows: (U, T, D) float32, what the decisions saw, shortest histories first.
-        lengths: rows of each history, U in ascending order.
+        valid: (U, T) bool, True where a row is real.
         histories: (B,) int64, the history of each trajectory.
         actions: (B, T) int64.
         old_logprobs: (B, T) float32, of the policy that acted.
@@ -41,7 +40,7 @@ class Batch:
     """
 
     rows: Tensor
-    lengths: tuple[int, ...]
+    valid: Tensor
     histories: Tensor
     actions: Tensor
     old_logprobs: Tensor
@@ -91,12 +90,13 @@ def to_batch(played: Sequence[Trajectory], advantages: Sequence[NDArray[Any]], d
         advantages: of their decisions, B arrays (T_i,).
         device: torch's name.
     """
-    seen = {trajectory.rows[:-1].tobytes(): trajectory.rows[:-1] for trajectory in played}
+    keys = [trajectory.rows[:-1].tobytes() for trajectory in played]
+    seen = {key: trajectory.rows[:-1] for key, trajectory in zip(keys, played, strict=True)}
     order = sorted(seen, key=lambda key: len(seen[key]))
-    rows, shown = pad_rows([seen[key] for key in order])
+    rows, valid = pad_rows([seen[key] for key in order])
     place = {key: number for number, key in enumerate(order)}
-    histories = torch.tensor([place[trajectory.rows[:-1].tobytes()] for trajectory in played])
-    mask = shown[histories]
+    histories = torch.tensor([place[key] for key in keys])
+    mask = valid[histories]
 
     def stack(values: Sequence[NDArray[Any]], dtype: torch.dtype) -> Tensor:
         stacked = torch.zeros(mask.shape, dtype=dtype)
@@ -105,7 +105,7 @@ def to_batch(played: Sequence[Trajectory], advantages: Sequence[NDArray[Any]], d
 
     return Batch(
         rows=rows.to(device),
-        lengths=tuple(len(seen[key]) for key in order),
+        valid=valid.to(device),
         histories=histories.to(device),
         actions=stack([trajectory.actions for trajectory in played], torch.int64),
         old_logprobs=stack([trajectory.logprobs for trajectory in played], torch.float32),
@@ -121,10 +121,9 @@ def batch_logits(router: PrecisionRouter, batch: Batch) -> Tensor:
         (B, T, P) logits; those at steps that were not taken mean nothing.
     """
     parts = []
-    for start in range(0, len(batch.lengths), HISTORIES_AT_ONCE):
-        lengths = torch.tensor(batch.lengths[start : start + HISTORIES_AT_ONCE], device=batch.rows.device)
-        longest = batch.lengths[start + len(lengths) - 1]
-        shown = torch.arange(longest, device=lengths.device) < lengths[:, None]
-        logits = router(batch.rows[start : start + len(lengths), :longest], shown)
-        parts.append(functional.pad(logits, (0, 0, 0, batch.rows.shape[1] - longest)))
+    for start in range(0, len(batch.rows), HISTORIES_AT_ONCE):
+        rows, valid = (each[start : start + HISTORIES_AT_ONCE] for each in (batch.rows, batch.valid))
+        longest = int(valid[-1].sum())  # the last of a part, as they come shortest first
+        logits = router(rows[:, :longest], valid[:, :longest])
+        parts.append(functional.pad(logits, (0, 0, 0, rows.shape[1] - longest)))
     return torch.cat(parts)[batch.histories]
