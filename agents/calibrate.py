@@ -47,6 +47,7 @@ from dmr_gym.deployment import (
     forcing,
     training_scores,
 )
+from dmr_gym.figures import pyplot
 from dmr_gym.kl import counted_steps
 from dmr_gym.kl_dataset import KLDataset, read_settings
 from dmr_gym.kl_figures import draw_score_pools
@@ -80,6 +81,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Calibrate, compare the pools, check the shares, and write the thresholds."""
     args = parse_args(argv)
+    pyplot()  # where nothing can be drawn that is said now, not after the last task
     env_id, config = chosen_env(args, args.out / "cache")
     router = PrecisionRouter.load(args.router, args.device)
     check_router(router, config)

@@ -36,6 +36,7 @@ from dmr_gym.backends import logprob_limit
 from dmr_gym.command_line import add_env_options, chosen_env, first_tasks, make_envs, recipe_parser, run
 from dmr_gym.encoders import make_encoder
 from dmr_gym.errors import ConfigError
+from dmr_gym.figures import pyplot
 from dmr_gym.kl_dataset import KLDataset, label_trajectory, read_settings
 from dmr_gym.kl_figures import draw_kls
 from dmr_gym.kl_training import Labelling, label_dataset, labelling_lines
@@ -76,6 +77,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Play, score, and write the data set."""
     args = parse_args(argv)
+    pyplot()  # where nothing can be drawn that is said now, not after the last task
     if args.top_k is not None and args.top_k < 1:
         raise ConfigError(f"--top-k must be at least 1, got {args.top_k}")
     env_id, config = chosen_env(args, args.out / "cache")

@@ -68,7 +68,7 @@ from dmr_gym.evaluation import (
     routed,
     single_precision,
 )
-from dmr_gym.figures import draw_accuracy_latency
+from dmr_gym.figures import draw_accuracy_latency, pyplot
 from dmr_gym.journal import Journal
 from dmr_gym.latency import PriceSource
 from dmr_gym.parts import prices_of
@@ -180,6 +180,7 @@ def trained_at(name: str, values: Sequence[str]) -> tuple[float, list[Path]]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Calibrate, play every policy, and write what was found."""
     args = parse_args(argv)
+    pyplot()  # where nothing can be drawn that is said now, not after the last task
     journal = Journal(args.out)
     env_id, config = chosen_env(args, args.out / "cache")
     oracle = None if args.oracle is None else read_oracle(args.oracle)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dmr_gym.errors import MissingDependency
 from dmr_gym.metrics import OperatingPoint, Summary
 
 STYLES: dict[str, dict[str, Any]] = {
@@ -75,9 +76,15 @@ def draw_accuracy_latency(
 
 
 def pyplot() -> Any:
-    """matplotlib.pyplot, which draws into files alone."""
-    import matplotlib
+    """matplotlib.pyplot, which draws into files alone.
 
+    Raises:
+        MissingDependency: matplotlib is not installed.
+    """
+    try:
+        import matplotlib
+    except ModuleNotFoundError as error:
+        raise MissingDependency("matplotlib", "train", "drawing a picture") from error
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

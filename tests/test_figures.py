@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dmr_gym.figures import draw_accuracy_latency, place_labels
+from dmr_gym.errors import MissingDependency
+from dmr_gym.figures import draw_accuracy_latency, place_labels, pyplot
 from dmr_gym.metrics import EpisodeResult, OperatingPoint, Summary, summarize
 
 BOUNDS = (0.0, 0.0, 600.0, 400.0)
@@ -105,3 +107,10 @@ def test_no_policy_solves_anything(tmp_path: Path) -> None:
     policies = [(kind, policy(f"always {kind}", 0.0, 5.0)) for kind in ("high", "low")]
     draw_accuracy_latency(policies, "prices of your own", tmp_path / "picture.png")
     assert (tmp_path / "picture.png").is_file()
+
+
+def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The recipes draw at their end, and ask at their start."""
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(MissingDependency, match=r'matplotlib.*pip install "dmr-gym\[train\]"'):
+        pyplot()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 import dmr_gym
 from dmr_gym.backends.checkpoint import resolve_checkpoint
-from dmr_gym.backends.kernels import dequantized_copies, no_kernel, packed_bits
+from dmr_gym.backends.kernels import activation_bits, dequantized_copies, no_kernel, packed_bits
 from dmr_gym.config import EnvConfig
 from dmr_gym.parts import prices_of
 
@@ -55,3 +56,11 @@ def test_the_wall_clock_of_unpacked_copies_is_labelled() -> None:
     config = EnvConfig(**settings | {"latency": {"kind": "wall-clock"}})
     assert prices_of(config).label == "wall clock of the calls, w2 dequantized"
     assert prices_of(EnvConfig(**settings)).label == "prices of alfworld-4b-gptq-w3, W3 projected"
+
+
+def test_activations_have_16_bits_unless_the_layers_round_them(tmp_path: Path) -> None:
+    """W8A8 has 8, weight-only copies and models that are not quantized have 16."""
+    groups = {"group_0": {"weights": {"num_bits": 8}, "input_activations": {"num_bits": 8}}}
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": {"config_groups": groups}}))
+    assert (packed_bits(tmp_path), activation_bits(tmp_path)) == (8, 8)
+    assert [activation_bits(resolve_checkpoint(f"embedded:alfworld/{name}")) for name in ("w8", "bf16")] == [16, 16]

@@ -95,10 +95,23 @@ def test_a_cpu_computes_eagerly_on_the_cores_it_is_given() -> None:
     settings = ServeSettings(
         {"low": "m", "high": "m"}, {"low": [1], "high": [2]}, device="cpu", cores={"low": ("0",), "high": ("1-3",)}
     )
-    assert "--enforce-eager" in settings.command("low", 1, "m")
+    command = settings.command("low", 1, "m")
+    assert "--enforce-eager" in command
+    extension = command[command.index("--worker-extension-cls") + 1].split(".")[0]
+    folders = settings.environment("low", 0)["PYTHONPATH"].split(os.pathsep)
+    assert (Path(folders[0]) / f"{extension}.py").is_file()  # found by an interpreter without dmr_gym
     environment = settings.environment("high", 0)
     assert (environment["VLLM_CPU_OMP_THREADS_BIND"], environment["TORCHDYNAMO_DISABLE"]) == ("1-3", "1")
     assert environment["VLLM_NO_USAGE_STATS"] == "1"
+
+
+def test_activations_of_4_bit_copies_keep_16_bits_unless_asked_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU vLLM would round them to 8 where it can; what the user's environment says stands."""
+    settings = ServeSettings({"low": "m"}, {"low": [1]}, device="cpu")
+    monkeypatch.delenv("VLLM_CPU_INT4_W4A8", raising=False)
+    assert settings.environment("low", 0)["VLLM_CPU_INT4_W4A8"] == "0"
+    monkeypatch.setenv("VLLM_CPU_INT4_W4A8", "1")
+    assert settings.environment("low", 0)["VLLM_CPU_INT4_W4A8"] == "1"
 
 
 @pytest.mark.parametrize(
@@ -367,16 +380,21 @@ def test_a_backend_that_looks_elsewhere_is_noted() -> None:
     assert ["looks for low" in notes[0], "asks for low as 'n', served as 'm'" in notes[1]] == [True, True]
 
 
-def test_four_bits_need_avx_512_on_x86_processors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_four_bits_need_avx_512_on_x86_processors_and_eight_need_rounded_activations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without it they have no kernel on the CPU, as 3 bits never have; GPUs and other processors need no flag."""
     old, new = tmp_path / "old", tmp_path / "new"
     old.write_text("model name : x\nflags\t\t: fpu avx avx2\n")
     new.write_text("model name : x\nflags\t\t: fpu avx avx2 avx512f\n")
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
-    assert [has_kernel(4, "cpu", old), has_kernel(4, "cpu", new)] == [False, True]
-    assert [has_kernel(8, "cpu", old), has_kernel(4, "cuda", old), has_kernel(4, "cpu", tmp_path / "none")] == [
-        True
-    ] * 3
-    assert not any(has_kernel(3, device, new) for device in ("cpu", "cuda"))
+    assert [has_kernel(4, 16, "cpu", old), has_kernel(4, 16, "cpu", new)] == [False, True]
+    assert [has_kernel(4, 16, "cuda", old), has_kernel(4, 16, "cpu", tmp_path / "none")] == [True, True]
+    assert [has_kernel(8, 8, "cpu", old), has_kernel(8, 16, "cpu", new), has_kernel(8, 16, "cuda")] == [
+        True,
+        False,
+        True,
+    ]
+    assert not any(has_kernel(3, 16, device, new) for device in ("cpu", "cuda"))
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
-    assert has_kernel(4, "cpu", old)
+    assert has_kernel(4, 16, "cpu", old)

@@ -21,9 +21,18 @@ DEQUANTIZED = "dequantized"
 
 def packed_bits(folder: Path) -> int | None:
     """Bits of the packed weights of a checkpoint; None where they are not packed."""
+    return _fewest_bits(folder, "weights")
+
+
+def activation_bits(folder: Path) -> int:
+    """Bits to which a checkpoint's layers round what they are given; 16 where they do not."""
+    return _fewest_bits(folder, "input_activations") or 16
+
+
+def _fewest_bits(folder: Path, part: str) -> int | None:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     groups = (config.get("quantization_config") or {}).get("config_groups") or {}
-    found = [(group.get("weights") or {}).get("num_bits") for group in groups.values()]
+    found = [(group.get(part) or {}).get("num_bits") for group in groups.values()]
     return min((bits for bits in found if isinstance(bits, int)), default=None)
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
-from dmr_gym.backends.kernels import packed_bits
+from dmr_gym.backends.kernels import activation_bits, packed_bits
 from dmr_gym.errors import BackendError, ConfigError, MissingDependency
 from dmr_gym.serving.settings import ServeSettings, check_interpreter, has_kernel
 
@@ -224,7 +224,7 @@ class Servers:
 
         folder = resolve_checkpoint(model).absolute()
         bits = packed_bits(folder)
-        if bits is None or has_kernel(bits, self.settings.device):
+        if bits is None or has_kernel(bits, activation_bits(folder), self.settings.device):
             return str(folder)
         from dmr_gym.serving.dequantized import dequantized_copy
 

@@ -28,6 +28,11 @@ OURS = {
 DEFAULT_BLOCK_TOKENS = {"cuda": 16, "cpu": 128}
 """vLLM's --block-size by device."""
 
+IN_WORKER = Path(__file__).resolve().parent / "in_worker"
+"""Folder of modules that the servers import in an environment that has no dmr_gym."""
+
+WORKER_EXTENSION = "amx_tiles.AmxTiles"
+
 
 @dataclass(frozen=True, slots=True)
 class ServeSettings:
@@ -148,7 +153,7 @@ class ServeSettings:
         if self.kv_cache_gib is not None:
             command += ["--kv-cache-memory-bytes", str(int(self.kv_cache_gib * 2**30))]
         if self.device == "cpu":
-            command.append("--enforce-eager")
+            command += ["--enforce-eager", "--worker-extension-cls", WORKER_EXTENSION]
         return [*command, *self.flags]
 
     def environment(self, precision: str, index: int, api_key: str | None = None) -> dict[str, str]:
@@ -159,6 +164,10 @@ class ServeSettings:
         if self.device == "cpu":
             # What is left to compile without graphs is small, and takes a minute at the first call for logprobs.
             chosen["TORCHDYNAMO_DISABLE"] = "1"
+            # By default vLLM rounds the activations of 4-bit copies to 8 bits where a processor has AMX: a lower
+            # precision than the copy's own.
+            chosen.setdefault("VLLM_CPU_INT4_W4A8", "0")
+            chosen["PYTHONPATH"] = os.pathsep.join(filter(None, [str(IN_WORKER), os.environ.get("PYTHONPATH")]))
         if precision in self.cores:
             chosen["VLLM_CPU_OMP_THREADS_BIND"] = self.cores[precision][index]
         # On the command line everybody on the machine could read it.
@@ -195,18 +204,24 @@ def check_interpreter(interpreter: str) -> None:
         )
 
 
-def has_kernel(bits: int, device: str, cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+def has_kernel(bits: int, activations: int, device: str, cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     """Whether vLLM computes with packed weights of so many bits on a device of this machine.
 
-    Its kernel for 4 bits on x86 processors needs AVX-512: without, a server starts, and dies at its first call.
+    On a CPU it has none for 8 bits with activations of 16, and a server would not start. The one for 4 bits needs
+    AVX-512 on x86 processors: without, a server starts, and dies at its first call.
 
     Args:
         bits: of a weight.
+        activations: bits of what the layers are given.
         device: "cuda" or "cpu".
         cpuinfo: where Linux tells what the processor can do.
     """
     if no_kernel(bits) is not None:
         return False
-    if device != "cpu" or bits != 4 or platform.machine() != "x86_64" or not cpuinfo.is_file():
+    if device != "cpu":
+        return True
+    if bits == 8:
+        return activations == 8
+    if platform.machine() != "x86_64" or not cpuinfo.is_file():
         return True
     return "avx512f" in cpuinfo.read_text(encoding="utf-8").split()
