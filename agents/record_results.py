@@ -1,14 +1,14 @@
 """Put what a run found into RESULTS.md: its numbers under results/, its table and pictures between the page's marks.
 
 RUN is a folder that agents/evaluate.py, compare_grpo.py, ablate.py, tree_report.py, calibrate.py or
-calibrate_latency.py wrote. Its results.json and its pictures are copied to results/NAME/, and its tables replace what
-stands between the marks of NAME in the page:
+calibrate_latency.py wrote. Its results.json, tables and pictures are copied to results/NAME/, and its tables replace
+what stands between the marks of NAME in the page:
 
     <!-- results: NAME -->
     <!-- end of results -->
 
 A name without marks gets them at the end of the page. What stands outside of marks is prose, and is left as it is.
-tests/test_results_page.py checks that every number of the page is one of the file's.
+tests/test_results_page.py checks that the page shows these tables, and that every number in them is one of the file's.
 
     python agents/record_results.py alfworld-grpo runs/compare-alfworld
 """
@@ -46,15 +46,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = args.page.parent / "results" / args.name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    pictures = sorted(args.run.glob("*.png"))
-    for path in (args.run / NUMBERS, *pictures):
+    for path in (args.run / NUMBERS, *tables, *args.run.glob("*.png")):
         shutil.copyfile(path, folder / path.name)
-    body = "\n".join(as_section(path.read_text(encoding="utf-8")) for path in tables)
-    body += "".join(f"\n![{p.stem}](results/{args.name}/{p.name})\n" for p in pictures)
     old = args.page.read_text(encoding="utf-8") if args.page.is_file() else "# Results\n"
-    page = with_block(old, args.name, body)
+    page = with_block(old, args.name, body(folder))
     write_atomically(args.page, lambda part: part.write_text(page, encoding="utf-8"))
     print(f"wrote {folder} and {args.page}")
+
+
+def body(folder: Path) -> str:
+    """What stands on the page of a folder of results: its tables, then its pictures."""
+    tables = [folder / name for name in TABLES if (folder / name).is_file()]
+    text = "\n".join(as_section(path.read_text(encoding="utf-8")) for path in tables)
+    pictures = sorted(folder.glob("*.png"))
+    return text + "".join(f"\n![{p.stem}](results/{folder.name}/{p.name})\n" for p in pictures)
 
 
 def as_section(text: str) -> str:

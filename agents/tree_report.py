@@ -1,4 +1,4 @@
-"""Say what routing can gain on a panel, how far policies are from it, and how well KL labels find critical steps.
+r"""Say what routing can gain on a panel, how far policies are from it, and how well KL labels find critical steps.
 
 The oracle is the best routing of each task, exact where its tree has all that matters and bounded elsewhere. A step of
 an episode at the highest precision is critical for a lower one if that one would cost more, in what follows, than the
@@ -6,11 +6,13 @@ latency it saves. Policies are played on the trees; with ``--live`` in the envir
 tree, and answers come from the completion cache or the LLM.
 
     python agents/tree_report.py --trees runs/trees --out runs/tree-report
-    python agents/tree_report.py --trees runs/trees --kl runs/kl-test --router runs/kl-st/router --out runs/tree-report
+    python agents/tree_report.py --trees runs/trees --kl runs/kl-test --router runs/kl-st/router \
+        --grpo runs/grpo/router --out runs/tree-report
 
-``--kl`` is what agents/collect_kl.py wrote for the same panel. ``--out`` then holds tables.md, the numbers in
-results.json, tree_report.png, decisions.jsonl, a line a step of the episodes at the highest precision, and oracle.json
-for ``--oracle`` of agents/evaluate.py, with the tasks whose best routing is known exactly.
+``--kl`` is what agents/collect_kl.py wrote for the same panel, and ``--threshold`` the τ that KL-ST was trained with,
+where one was given. ``--out`` then holds tables.md, the numbers in results.json, tree_report.png, decisions.jsonl, a
+line a step of the episodes at the highest precision, and oracle.json for ``--oracle`` of agents/evaluate.py, with the
+tasks whose best routing is known exactly.
 """
 
 from __future__ import annotations
@@ -69,7 +71,16 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--out", type=Path, required=True, metavar="DIR", help="folder for everything this run writes")
     add("--panel", default="test", help="panel of the trees (default: %(default)s)")
     add("--kl", type=Path, metavar="DIR", help="folder that agents/collect_kl.py wrote for the same panel")
-    add("--router", type=Path, nargs="+", default=[], metavar="DIR", help="routers to place beside the oracle")
+    add(
+        "--threshold",
+        type=float,
+        nargs="+",
+        metavar="NATS",
+        help="τ that KL-ST was trained with, one or P - 1 (default: by the plateau of these KLs)",
+    )
+    add("--router", type=Path, nargs="+", default=[], metavar="DIR", help="KL-ST routers to place beside the oracle")
+    add("--grpo", type=Path, nargs="+", default=[], metavar="DIR", help="routers that GRPO trained, likewise")
+    add("--ppo", type=Path, nargs="+", default=[], metavar="DIR", help="routers that PPO trained, likewise")
     add(
         "--thresholds",
         type=Path,
@@ -112,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     times = panel_times(trees, here)
     best_after = {x: decisions_at_highest(trees, price, values[x]) for x, price in prices.items()}
     decisions = best_after[config.lambda_]
-    kls, labels, curves = judge_labels(trees, decisions, args.kl)
+    kls, labels, curves = judge_labels(trees, decisions, args)
     source = prices_of(config)
     record = {
         "settings": settings_of(args),
@@ -162,32 +173,34 @@ def play(trees: Sequence[RoutingTree], prices: Prices, config: EnvConfig, args: 
         played[key] = [on_tree(n, tree, tree.fixed_path(p), free) for n, tree in enumerate(trees)]
     harmless = [on_tree(n, tree, harmless_actions(tree), prices) for n, tree in enumerate(trees)]
     played["router", "lowest that agrees"] = harmless
-    if args.router or args.random_seeds:
+    trained = bool(args.router or args.grpo or args.ppo)
+    if trained or args.random_seeds:
         envs = make_envs(config, args.panel, args.num_envs)
-        for name, policy in routers(config, args).items():
-            played["router", name] = episodes(envs, trees, policy, name)
-            actions = np.concatenate([episode.actions for episode in played["router", name]])
+        for (kind, name), policy in routers(config, args).items():
+            played[kind, name] = episodes(envs, trees, policy, name)
+            actions = np.concatenate([episode.actions for episode in played[kind, name]])
             shares = (np.bincount(actions, minlength=len(names)) / len(actions)).tolist()
             add_random(played, envs, trees, f"random like {name}", shares, args.random_seeds)
-        if not args.router:
+        if not trained:
             add_random(played, envs, trees, "random", [1 / len(names)] * len(names), args.random_seeds)
         envs.close()
     return played
 
 
-def routers(config: EnvConfig, args: argparse.Namespace) -> dict[str, Policy]:
-    """Policies by name: each router at threshold 0.5, the first one at its budgets too."""
-    policies: dict[str, Policy] = {}
-    for path in args.router:
+def routers(config: EnvConfig, args: argparse.Namespace) -> dict[tuple[str, str], Policy]:
+    """Policies by kind and name: each router at threshold 0.5, the first of KL-ST at its budgets too."""
+    policies: dict[tuple[str, str], Policy] = {}
+    trained = {"router": args.router, "grpo": args.grpo, "ppo": args.ppo}
+    for kind, path in ((k, path) for k, paths in trained.items() for path in paths):
         router = PrecisionRouter.load(path)
         check_router(router, config)
         name = path.parent.name if path.name == "router" else path.name
         forced, high = forced_types(None, router), len(config.precisions) - 1
-        policies[f"{name} p≥{DEFAULT_TAU:g}"] = forcing(RouterPolicy(router, tau=DEFAULT_TAU), high, forced)
-        if args.thresholds is not None and path == args.router[0]:
+        policies[kind, f"{name} p≥{DEFAULT_TAU:g}"] = forcing(RouterPolicy(router, tau=DEFAULT_TAU), high, forced)
+        if args.thresholds is not None and kind == "router" and path == args.router[0]:
             for t in read_calibration(args.thresholds, router, None, None).thresholds:
                 policy = RouterPolicy(router, tau=t.value, tie_probability=t.tie_probability)
-                policies[f"{name} K={budget_text(t.budget)}"] = forcing(policy, high, forced)
+                policies[kind, f"{name} K={budget_text(t.budget)}"] = forcing(policy, high, forced)
     return policies
 
 
@@ -218,15 +231,15 @@ def add_random(
 
 
 def judge_labels(
-    trees: Sequence[RoutingTree], decisions: Any, folder: Path | None
+    trees: Sequence[RoutingTree], decisions: Any, args: argparse.Namespace
 ) -> tuple[Any, list[dict[str, Any]], list[LabelCurve]]:
     """KLs of the decisions, how well they find critical steps, and the curves; nothing without a data set."""
-    if folder is None:
+    if args.kl is None:
         return None, [], []
-    dataset = KLDataset.load(folder / "kl.safetensors")
+    dataset = KLDataset.load(args.kl / "kl.safetensors")
     kls = matching_kls(trees, decisions, dict(zip(dataset.task_ids, dataset.split(dataset.kl_action), strict=True)))
-    _, labelling = label_dataset(dataset, "action", None)
-    return kls, *label_rows(trees[0].precisions[:-1], decisions, kls, labelling.thresholds)
+    _, labelling = label_dataset(dataset, "action", args.threshold)
+    return kls, *label_rows(trees[0].precisions[:-1], decisions, kls, labelling.thresholds, args.resamples)
 
 
 def describe_trees(trees: Sequence[RoutingTree], folder: Path) -> dict[str, Any]:

@@ -29,6 +29,12 @@ def test_every_number_of_a_block_is_one_of_its_file(name: str, text: str) -> Non
     assert unexplained(text, data) == []
 
 
+@pytest.mark.parametrize(("name", "text"), blocks(), ids=[name for name, _ in blocks()])
+def test_a_block_shows_the_tables_and_pictures_of_its_folder(name: str, text: str) -> None:
+    """Letter by letter, so a number cannot take the place of another that the file has too."""
+    assert text == load_recipe("record_results").body(ROOT / "results" / name)
+
+
 def test_prose_outside_of_blocks_has_no_measured_numbers() -> None:
     """A decimal or a percentage can only stand where it is held against a file; commands and links are free."""
     prose = re.sub(r"```.*?```", "", BLOCK.sub("", PAGE.read_text(encoding="utf-8")), flags=re.DOTALL)

@@ -279,7 +279,8 @@ def test_the_report_has_the_oracle_above_everybody(
     built: Path, trained: Path, labelled: Path, tmp_path: Path, live: bool
 ) -> None:
     """Policies, steps, labels and the picture; regrets are differences to the oracle; corridors' KLs are right."""
-    options = ["--trees", str(built), "--kl", str(labelled), "--router", str(trained / "router"), "--random-seeds", "2"]
+    options = ["--trees", str(built), "--kl", str(labelled), "--grpo", str(trained / "router"), "--random-seeds", "2"]
+    options += ["--threshold", "0.25"]
     load_recipe("tree_report").main(
         [*SMALL, *options, "--out", str(tmp_path), "--resamples", "50", *(["--live"] if live else [])]
     )
@@ -306,7 +307,11 @@ def test_the_report_has_the_oracle_above_everybody(
     assert steps["critical"][0] == pytest.approx(1 - steps["same"])
     [label] = report["kl_labels"]
     assert label["average_precision"] == pytest.approx(1.0)
-    assert label["actions_differ"] == {"threshold": 0.5, "labelled": label["critical"], "precision": 1.0, "recall": 1.0}
+    assert rows[name]["kind"] == "grpo"
+    perfect = {"labelled": label["critical"], "precision": 1.0, "recall": 1.0}
+    perfect |= {"precision_ci": [1.0, 1.0], "recall_ci": [1.0, 1.0]}
+    assert label["actions_differ"] == {"threshold": 0.5, **perfect}
+    assert label["kl_st"] == {"threshold": 0.25, **perfect}
     lines = [json.loads(line) for line in (tmp_path / "decisions.jsonl").read_text().splitlines()]
     assert len(lines) == steps["steps"] == sum(len(tree.fixed_path(1)) for tree in trees)
     assert all((line["kl"][0] > 0.3) == (not line["same"]) == bool(line["critical"][0]) for line in lines)
@@ -316,7 +321,7 @@ def test_the_report_has_the_oracle_above_everybody(
         f"| always low | {100 * rows['always low']['success']:.1f} | {rows['always low']['time_s']:.2f} | 0 |" in text
     )
     assert f"| λ=0.2, then best | {steps['steps']} | {100 * steps['same']:.1f} |" in text
-    assert f"| low: KL > {label['kl_st']['threshold']:.2g} nats |" in text
+    assert "| low: KL > 0.25 nats, τ of KL-ST |" in text
     check_recorded(tmp_path, tmp_path)
 
 

@@ -14,7 +14,9 @@ from dmr_gym.errors import ConfigError
 from dmr_gym.latency import make_latency_model
 from dmr_gym.metrics import Interval
 from dmr_gym.tree import growth
+from dmr_gym.tree.decisions import NO, YES, Decisions
 from dmr_gym.tree.graph import RoutingTree
+from dmr_gym.tree.report import label_rows
 from dmr_gym.tree.values import (
     Prices,
     best_actions,
@@ -223,3 +225,21 @@ def test_prices_that_depend_on_the_way_to_a_state_are_refused() -> None:
     for settings in ({"kind": "wall-clock"}, {"profile": "alfworld-embedded-cpu", "kind": "prefill-decode"}):
         with pytest.raises(ConfigError, match="by its tokens alone"):
             Prices(make_latency_model(settings, ("w2", "bf16")), 0.1)
+
+
+def one_decision(critical: int) -> Decisions:
+    """An episode of one step, whose lower precision is critical or not."""
+    zeros, bounds = np.zeros(1, dtype=np.int64), np.zeros((1, 2))
+    verdict = np.array([[critical]])
+    return Decisions(zeros, zeros, bounds, bounds, np.array([False]), verdict, verdict)
+
+
+def test_intervals_of_labels_draw_whole_episodes() -> None:
+    """Two episodes, one labelled in vain and one rightly: precision is 0, a half or 1 as they are drawn."""
+    episodes, kls = [one_decision(NO), one_decision(YES)], np.array([[0.2], [0.4]], dtype=np.float32)
+    [row], [curve] = label_rows(["low"], episodes, kls, [0.3], resamples=200)
+    assert row["kl_st"]["precision"] == row["kl_st"]["recall"] == 1.0
+    assert row["kl_st"]["precision_ci"] == row["kl_st"]["recall_ci"] == [1.0, 1.0]
+    [at_tenth] = [each for each in row["at"] if each["threshold"] == 0.1]
+    assert (at_tenth["labelled"], at_tenth["precision"], at_tenth["precision_ci"]) == (1.0, 0.5, [0.0, 1.0])
+    assert curve.threshold == 0.3

@@ -6,7 +6,7 @@ matplotlib is imported when a picture is drawn.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +69,11 @@ def draw_report(
     _frontier(axes, shown, "oracle: least time at each success", "-")
     if not np.array_equal(shown.success, bound.success) or not np.allclose(shown.time_s, bound.time_s):
         _frontier(axes, bound, "bound of what cut trees hide", ":")
+    policies = _together(policies)
     for point in policies:
         axes.plot([point.time_s], [100 * point.success], **STYLES[point.kind], linestyle="none", zorder=3)
+    if any(point.kind == "random" for point in policies):
+        axes.plot([], [], **STYLES["random"], linestyle="none", label="random routing, the shares of a router")
     axes.set(xlabel=f"mean time of all episodes\n(modelled seconds, {prices})", ylabel="tasks solved (%)")
     axes.margins(x=0.12, y=0.1)
     axes.legend(frameon=False, loc="lower right")
@@ -110,6 +113,18 @@ def _labels(axes: Any, curve: LabelCurve) -> None:
     )
     axes.set(xscale="log", ylim=(-2, 102), ylabel="%", xlabel=f"threshold on the KL of {curve.name}, nats (log scale)")
     axes.legend(frameon=False, fontsize=9)
+
+
+def _together(policies: Sequence[Point]) -> list[Point]:
+    """The same points, those at one place as one with the names of all."""
+    places: dict[tuple[float, float], Point] = {}
+    for point in policies:
+        place = point.success, point.time_s
+        if place in places and "random" not in (point.kind, places[place].kind):
+            places[place] = replace(places[place], name=f"{places[place].name} = {point.name}")
+        else:
+            places.setdefault(place, point)
+    return list(places.values())
 
 
 def _name(axes: Any, policies: Sequence[Point]) -> None:

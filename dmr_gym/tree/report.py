@@ -9,9 +9,11 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dmr_gym.errors import ConfigError
 from dmr_gym.metrics import Interval, bootstrap_ratio
@@ -26,7 +28,13 @@ from dmr_gym.tree.values import (
     regret,
     step_seconds,
 )
-from dmr_gym.types import FloatArray
+from dmr_gym.types import FloatArray, IntArray
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+KL_LADDER = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
+"""Thresholds in nats at which labels are judged, whatever KL-ST takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +177,11 @@ def joined(decisions: Sequence[Decisions], name: str) -> Any:
 
 
 def label_rows(
-    lower: Sequence[str], decisions: Sequence[Decisions], kls: FloatArray, thresholds: Sequence[float]
+    lower: Sequence[str],
+    decisions: Sequence[Decisions],
+    kls: FloatArray,
+    thresholds: Sequence[float],
+    resamples: int = 2000,
 ) -> tuple[list[dict[str, Any]], list[LabelCurve]]:
     """How well KLs find critical steps. Steps whose bounds leave that open do not count.
 
@@ -177,12 +189,14 @@ def label_rows(
         lower: names of the P - 1 lower precisions.
         decisions: of the highest precision's episodes, S steps in all.
         kls: (S, P - 1) nats.
-        thresholds: P - 1, those that KL-ST takes, in nats.
+        thresholds: P - 1, those of KL-ST, in nats.
+        resamples: of the episodes, for the intervals.
 
     Returns:
         A row of plain data, and a curve to draw, for each lower precision.
     """
     differs = ~joined(decisions, "same")
+    episodes = np.repeat(np.arange(len(decisions)), [len(one.actions) for one in decisions])
     rows, curves = [], []
     for p, (name, tau) in enumerate(zip(lower, thresholds, strict=True)):
         verdicts = joined(decisions, "critical")[:, p]
@@ -190,23 +204,36 @@ def label_rows(
         if not known.any():
             raise ConfigError(f"the trees are too small to judge any step of {name}: build them with more --budget")
         scores, critical = kls[known, p].astype(np.float64), verdicts[known] == YES
+        judge = partial(_judged, critical=critical, groups=np.unique(episodes[known], return_inverse=True)[1])
         grid = np.unique(np.concatenate([[0.0, tau], np.quantile(scores, np.linspace(0, 1, 101))]))
         points = label_quality(scores, critical, grid.tolist())
-        [at_tau] = label_quality(scores, critical, [tau])
-        [differ] = label_quality(differs[known].astype(np.float64), critical, [0.5])
+        differ = judge(differs[known].astype(np.float64), 0.5, resamples=resamples)
         row = {
             "precision": name,
             "steps": int(known.sum()),
             "unknown": int((~known).sum()),
             "critical": float(critical.mean()),
             "average_precision": average_precision(scores, critical),
-            "kl_st": asdict(at_tau),
-            "actions_differ": asdict(differ),
+            "kl_st": judge(scores, tau, resamples=resamples),
+            "at": [judge(scores, threshold, resamples=resamples) for threshold in KL_LADDER],
+            "actions_differ": differ,
             "by_threshold": [asdict(point) for point in points],
         }
         rows.append(row)
-        curves.append(LabelCurve(name, points, tau, differ.precision))
+        curves.append(LabelCurve(name, points, tau, differ["precision"]))
     return rows, curves
+
+
+def _judged(scores: Floats, threshold: float, critical: Bools, groups: IntArray, resamples: int) -> dict[str, Any]:
+    """Quality of one label, with 95 % intervals over episodes."""
+    [quality] = label_quality(scores, critical, [threshold])
+    labelled, hits = scores > threshold, (scores > threshold) & critical
+    found: dict[str, Any] = asdict(quality)
+    for key, whole in (("precision", labelled), ("recall", critical)):
+        parts = hits.astype(np.float64), whole.astype(np.float64)
+        interval = bootstrap_ratio(*parts, groups, resamples, np.random.default_rng(0))
+        found[f"{key}_ci"] = [interval.low, interval.high]
+    return found
 
 
 def matching_kls(

@@ -36,7 +36,7 @@ def policy_table(record: Mapping[str, Any]) -> Table:
                 number(row["time_s"], DIGITS[prices.unit]),
                 percent(row["high_share"], 0),
                 *(_bounds(at[x]["return"]) for x in lambdas),
-                f"{_bounds(first['regret'])} [{low:.3f}, {high:.3f}]",
+                f"{_bounds(first['regret'])} [{number(low, 3)}, {number(high, 3)}]",
             )
         )
     returns = (f"return, λ={x}" for x in lambdas)
@@ -76,15 +76,18 @@ def label_table(labels: Sequence[Row]) -> Table:
     rows = []
     for row in labels:
         critical, area = percent(row["critical"]), percent(row["average_precision"])
-        for name in ("kl_st", "actions_differ"):
-            by_kl, quality = name == "kl_st", row[name]
-            label = f"KL > {quality['threshold']:.2g} nats" if by_kl else "actions differ"
-            cells = (percent(quality[key]) for key in ("labelled", "precision", "recall"))
-            rows.append((f"{row['precision']}: {label}", *cells, area if by_kl else "", critical))
+        by_kl = [(f"KL > {each['threshold']:.2g} nats", each) for each in row["at"]]
+        by_kl.append((f"KL > {row['kl_st']['threshold']:.2g} nats, τ of KL-ST", row["kl_st"]))
+        for label, quality in (*by_kl, ("actions differ", row["actions_differ"])):
+            cells = [percent(quality["labelled"])]
+            for key in ("precision", "recall"):
+                low, high = quality[f"{key}_ci"]
+                cells.append(f"{percent(quality[key])} [{percent(low)}, {percent(high)}]")
+            rows.append((f"{row['precision']}: {label}", *cells, "" if label == "actions differ" else area, critical))
     columns = ("label", "labelled %", "precision %", "recall %", "average precision %", "critical %")
-    return Table("Labels of critical steps", columns, tuple(rows))
+    return Table("Labels of critical steps", columns, tuple(rows), ("Brackets: 95 % intervals over episodes.",))
 
 
 def _bounds(bounds: Sequence[float]) -> str:
     low, high = bounds
-    return f"{low:.3f}" if high - low < 5e-4 else f"{low:.3f} to {high:.3f}"
+    return number(low, 3) if high - low < 5e-4 else f"{number(low, 3)} to {number(high, 3)}"
