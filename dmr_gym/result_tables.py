@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -124,6 +125,10 @@ def _gap_notes(results: Results) -> list[str]:
     for kind in ROUTED:
         if kind in found and not np.isnan(found[kind]["apgr"]):
             like = found.get(f"random {kind}")
-            beside = f", random routing with the same shares {number(like['apgr'], 3)}" if like else ""
-            notes.append(f"Average performance gap recovered, {kind}: {number(found[kind]['apgr'], 3)}{beside}.")
+            beside = f", random routing with the same shares {_apgr(like)}" if like else ""
+            notes.append(f"Average performance gap recovered, {kind}: {_apgr(found[kind])}{beside}.")
     return notes
+
+
+def _apgr(found: Mapping[str, Any]) -> str:
+    return with_interval(found["apgr"], Interval(**found["apgr_ci"]), 3)

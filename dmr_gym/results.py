@@ -31,7 +31,9 @@ from dmr_gym.metrics import (
     pareto_distance,
     select_by_rank,
     summarize,
+    task_means,
 )
+from dmr_gym.metrics.bootstrap import UNKNOWN
 from dmr_gym.records import PlayedPolicy
 
 ROUTED = ("router", "grpo", "ppo")
@@ -142,7 +144,7 @@ def tabulate(
         "differences": [asdict(difference) for difference in differences],
         "returns": _returns(policies, sorted({lambda_, *lambdas}), resamples, oracle or {}),
         "selection": {name: _selection(pairs, column) for name, column in TIMES.items()},
-        "gap_recovered": _gap_recovered(pairs),
+        "gap_recovered": _gap_recovered(pairs, resamples),
     }
     return Results(list(policies), summaries, differences, data)
 
@@ -165,8 +167,15 @@ def read_results(data: Mapping[str, Any], policies: Sequence[PlayedPolicy]) -> R
     ]
     names = [field.name for field in fields(Difference)]
     differences = [Difference(**{name: _number(row[name]) for name in names}) for row in data["differences"]]
-    gaps = {kind: gap | {"apgr": _number(gap["apgr"])} for kind, gap in data["gap_recovered"].items()}
+    gaps = {
+        kind: gap | {"apgr": _number(gap["apgr"]), "apgr_ci": _ends(gap["apgr_ci"])}
+        for kind, gap in data["gap_recovered"].items()
+    }
     return Results(list(policies), summaries, differences, {**data, "gap_recovered": gaps})
+
+
+def _ends(interval: Mapping[str, Any]) -> dict[str, Any]:
+    return {end: _number(value) for end, value in interval.items()}
 
 
 def _number(value: Any) -> Any:
@@ -287,20 +296,32 @@ def _selection(pairs: Sequence[tuple[PlayedPolicy, Summary]], column: str) -> di
     return asdict(selection)
 
 
-def _gap_recovered(pairs: Sequence[tuple[PlayedPolicy, Summary]]) -> dict[str, Any]:
+def _gap_recovered(pairs: Sequence[tuple[PlayedPolicy, Summary]], resamples: int) -> dict[str, Any]:
     """APGR of each kind of routed policy, beside that of random routing with the same shares."""
-    low, high = (next(s.success for p, s in pairs if p.kind == kind) for kind in ("low", "high"))
+    low, high = (next(pair for pair in pairs if pair[0].kind == kind) for kind in ("low", "high"))
     found: dict[str, Any] = {}
     for kind in ROUTED:
         names = {policy.name for policy, _ in pairs if policy.kind == kind}
         for label, chosen in (
-            (kind, [s for p, s in pairs if p.kind == kind]),
-            (f"random {kind}", [s for p, s in pairs if p.like in names]),
+            (kind, [pair for pair in pairs if pair[0].kind == kind]),
+            (f"random {kind}", [pair for pair in pairs if pair[0].like in names]),
         ):
             if chosen:
-                shares, values = [s.high_share for s in chosen], [s.success for s in chosen]
+                ends = low[1].success, high[1].success
+                shares, values = [s.high_share for _, s in chosen], [s.success for _, s in chosen]
                 found[label] = {
-                    "apgr": average_gap_recovered(shares, values, low, high),
-                    "pgr": {s.policy: gap_recovered(s.success, low, high) for s in chosen},
+                    "apgr": average_gap_recovered(shares, values, *ends),
+                    "apgr_ci": asdict(_apgr_interval([low[0], high[0], *(p for p, _ in chosen)], shares, resamples)),
+                    "pgr": {s.policy: gap_recovered(s.success, *ends) for _, s in chosen},
                 }
     return found
+
+
+def _apgr_interval(policies: Sequence[PlayedPolicy], shares: Sequence[float], resamples: int) -> Interval:
+    """95 % interval of APGR over tasks, at the shares that were measured; always low and always high come first."""
+    success = np.stack([task_means(policy.episodes, 0.0)[:, 0] for policy in policies])
+    rng = np.random.default_rng(0)
+    drawn = [success[:, rng.integers(success.shape[1], size=success.shape[1])].mean(axis=1) for _ in range(resamples)]
+    values = [average_gap_recovered(shares, each[2:].tolist(), float(each[0]), float(each[1])) for each in drawn]
+    known = [value for value in values if not math.isnan(value)]
+    return Interval(*map(float, np.quantile(known, [0.025, 0.975]))) if known else UNKNOWN

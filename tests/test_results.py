@@ -85,6 +85,22 @@ def test_the_gap_recovered_is_set_beside_random_routing(results: Results) -> Non
     assert found["router"]["apgr"] == pytest.approx(0.5 * 1 / 3 + 0.3 * 5 / 6 + 0.2)
     assert found["random router"]["apgr"] == pytest.approx(0.5 * 1 / 6 + 0.5 * 2 / 3)
     assert "random grpo" not in found
+    for each in found.values():
+        assert each["apgr_ci"]["low"] <= each["apgr"] <= each["apgr_ci"]["high"]
+
+
+def test_the_interval_of_the_gap_draws_tasks_of_all_policies_together() -> None:
+    """A router that solves what bf16 solves has PGR 1 in every draw that has a gap, whatever the tasks."""
+
+    def played(name: str, kind: str, solved: str, high: int) -> PlayedPolicy:
+        episodes = [EpisodeResult(f"t{n}", mark == "+", 1.0, (2 - high, high), 5) for n, mark in enumerate(solved)]
+        return PlayedPolicy(name, kind, None, None, None, tuple(episodes))
+
+    policies = [played("bf16", "high", "++-", 2), played("w2", "low", "-+-", 0), played("r", "router", "++-", 1)]
+    found = tabulate(policies, 0.0, resamples=50).data["gap_recovered"]["router"]
+    # From (0, 0) over (0.5, 1) to (1, 1).
+    assert found["apgr"] == 0.75
+    assert found["apgr_ci"] == {"low": 0.75, "high": 0.75}
 
 
 def test_returns_stand_beside_the_oracle_where_it_has_their_price(results: Results) -> None:
