@@ -74,10 +74,31 @@ def test_transcripts_are_of_the_models_own_world(tmp_path: Path, options: list[s
 
 
 @pytest.mark.parametrize(
+    ("options", "calibration"),
+    [
+        (["--model", "Qwen/Qwen3-1.7B", "--method", "gptq", "--scheme", "W4A16", "--group-size", "128"], "c4"),
+        (["--model", "m", "--method", "awq"], "c4"),
+        (["--model", "embedded:webshop/bf16"], "transcripts"),
+        (["--model", "m", "--world", "webshop"], "transcripts"),
+        (["--model", "m", "--world", "webshop", "--calibration", "c4"], "c4"),
+        (["--model", "embedded:webshop/bf16", "--calibration", "c4"], "c4"),
+        (["--model", "m", "--calibration", "texts.txt"], "texts.txt"),
+    ],
+)
+def test_the_papers_c4_calibrates_where_no_world_is_known(tmp_path: Path, options: list[str], calibration: str) -> None:
+    """Its 128 documents of 2,048 tokens; a world that is known or said has transcripts, and what is asked for wins."""
+    settings = quantize.parse([*options, "--out", str(tmp_path / "new")])
+    assert (settings.calibration, settings.samples, settings.max_length) == (calibration, 128, 2048)
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--model", "embedded:webshop/bf16", "--world", "alfworld"], "is an agent of webshop, but --world alfworld"),
-        (["--model", "m"], "--world must say whose transcripts calibrate m: alfworld or webshop"),
+        (
+            ["--model", "m", "--calibration", "transcripts"],
+            "--world must say whose transcripts calibrate m: alfworld or webshop",
+        ),
         (["--model", "embedded:bf16"], r'expected "embedded:WORLD/NAME" with WORLD alfworld or webshop'),
     ],
 )
