@@ -37,6 +37,7 @@ from dmr_gym.quantization.estimate import (
     check_groups,
     copy_bytes,
     measure_rates,
+    peak_memory,
     size_line,
     work_line,
 )
@@ -127,11 +128,12 @@ def make_copy(settings: Settings, layout: Layout, work: WorkFolder) -> None:
         start = time.perf_counter()
         quantize(settings, source, tokenizer, rows, layout.head, folder)
         work.data("seconds", lambda: round(time.perf_counter() - start, 1))
+        work.data("peak_memory_bytes", peak_memory)
 
     made = {"before": work.data("before", lambda: perplexity(source, held_out, "the original"))}
     copy = work.folder("copy", write)
     made |= {"after": work.data("after", lambda: perplexity(copy, held_out, "the copy"))}
-    made |= {"seconds": work.data("seconds", lambda: None)}
+    made |= {name: work.data(name, lambda: None) for name in ("seconds", "peak_memory_bytes")}
     facts = describe(settings, digest, texts, sum(lengths), made, copy)
     write_card(settings, facts, copy)
     work.publish(copy)

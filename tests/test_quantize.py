@@ -15,6 +15,7 @@ from agents import quantize
 from dmr_gym.backends.checkpoint import checkpoint_digest
 from dmr_gym.errors import BackendError, ConfigError
 from dmr_gym.quantization import engine, estimate, texts
+from dmr_gym.quantization.card import describe, read_facts, write_card
 from dmr_gym.quantization.settings import TRANSCRIPTS
 from dmr_gym.quantization.work import WorkFolder
 from dmr_gym.runs import file_digest
@@ -268,6 +269,18 @@ def test_stages_are_kept_for_the_same_work_alone(tmp_path: Path) -> None:
         assert not (work.path / "copy").exists()
         work.publish(work.folder("copy", lambda part: part.mkdir()))
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize(("memory", "rows"), [(1_234_567_168, ["| peak memory bytes | 1234567168 |"]), (None, [])])
+def test_the_card_says_how_much_memory_was_taken(tmp_path: Path, memory: int | None, rows: list[str]) -> None:
+    """In bytes, beside the seconds; no row where the system does not count it."""
+    settings = quantize.parse(["--model", "m", "--method", "rtn", "--out", str(tmp_path / "new")])
+    perplexities = {key: {"commands": 1.5} for key in ("before", "after")}
+    made = perplexities | {"seconds": 8.9, "peak_memory_bytes": memory}
+    write_card(settings, describe(settings, "digest", [], 0, made, tmp_path), tmp_path)
+    lines = (tmp_path / "README.md").read_text().splitlines()
+    assert [line for line in lines if "memory" in line] == rows
+    assert read_facts(tmp_path)["peak_memory_bytes"] == memory
 
 
 def test_documents_are_read_from_text_and_jsonl(tmp_path: Path) -> None:
