@@ -66,6 +66,7 @@ from dmr_gym.command_line import add_env_options, chosen_env, env_options, recip
 from dmr_gym.deployment import add_calibration_options, calibration_options, check_calibration_args
 from dmr_gym.errors import ConfigError
 from dmr_gym.evaluation import EPISODES_FILE
+from dmr_gym.figures import pyplot
 from dmr_gym.kl import counted_steps
 from dmr_gym.kl_dataset import KLDataset, read_settings
 from dmr_gym.metrics import Difference, paired_difference
@@ -121,6 +122,7 @@ def parse_args(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one ablation."""
     args, rest = parse_args(argv)
+    pyplot()  # where nothing can be drawn that is said now, not after the last training
     commands = {
         "depth": depth,
         "threshold": threshold,

@@ -34,6 +34,7 @@ from dmr_gym.calibration import KL_FLOOR
 from dmr_gym.command_line import add_env_options, chosen_env, first_tasks, make_envs, recipe_parser, run
 from dmr_gym.config import EnvConfig
 from dmr_gym.errors import ConfigError
+from dmr_gym.figures import pyplot
 from dmr_gym.kl_dataset import label_trajectory
 from dmr_gym.metrics import Summary, summarize
 from dmr_gym.policies import FixedPrecision
@@ -192,11 +193,8 @@ def kl_figures(kl: NDArray[np.float32]) -> dict[str, float]:
 
 def draw_histogram(kls: Mapping[str, NDArray[np.float32]], path: Path) -> None:
     """Draw the share of steps by KL, one line for each low precision; smaller KLs than `KL_FLOOR` count as that."""
-    from matplotlib.figure import Figure
-
     edges = np.logspace(np.log10(KL_FLOOR), 2, 61)
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = pyplot().subplots(figsize=(7, 4), layout="constrained")
     for name, kl in kls.items():
         weights = np.full(len(kl), 1 / len(kl))
         axes.hist(kl.clip(KL_FLOOR, edges[-1]), bins=edges, weights=weights, histtype="step", linewidth=1.6, label=name)
@@ -207,6 +205,7 @@ def draw_histogram(kls: Mapping[str, NDArray[np.float32]], path: Path) -> None:
     axes.legend(title="low precision", frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     write_atomically(path, lambda part: figure.savefig(part, dpi=120, metadata={"Software": None}))
+    pyplot().close(figure)
 
 
 def table(results: Mapping[str, Any]) -> str:
@@ -262,8 +261,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
     Raises:
         ConfigError, BackendError, TaskError: a setting is wrong, a checkpoint or a folder of games is missing.
+        MissingDependency: matplotlib is not installed.
     """
     args = parse(argv)
+    pyplot()  # where nothing can be drawn that is said now, not after the last task
     env_id, config = resolve(args)
     with ExitStack() as stack:
         opened = []

@@ -57,6 +57,7 @@ from dmr_gym.deployment import (
     forcing,
 )
 from dmr_gym.errors import ConfigError
+from dmr_gym.figures import pyplot
 from dmr_gym.grpo_batch import STATE_MODES
 from dmr_gym.latency import PriceSource
 from dmr_gym.losses import ADVANTAGE_MODES
@@ -128,6 +129,7 @@ def parse_args(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str
 def main(argv: Sequence[str] | None = None) -> None:
     """Train what is missing, play the test panel, and write table and picture."""
     args, rest = parse_args(argv)
+    pyplot()  # where nothing can be drawn that is said now, not after the last training
     env_id, config = chosen_env(args, args.out / "cache")
     settings = list(itertools.product(args.advantages, args.lambdas, range(args.seeds)))
     for advantages, lambda_, seed in settings:

@@ -1,14 +1,15 @@
 """Make a quantized copy of a causal language model with llmcompressor, and say in its card what it is.
 
 The protocol is that of the paper's Appendix E: one-shot GPTQ or AWQ of every Linear layer but the output head, weights
-packed as compressed-tensors writes them, so that transformers and vLLM load the copy as it is. Differences: calibration
-texts are an expert's transcripts in the model's embedded world by default (``--calibration c4`` is the paper's 128 C4
-documents of 2,048 tokens, and needs a network), round-to-nearest is there as a third method, and the group size is a
-flag and always recorded: W4A16 means groups of 128 in llmcompressor, where the paper says "per channel".
+packed as compressed-tensors writes them, so that transformers and vLLM load the copy as it is, calibrated on 128
+documents of 2,048 tokens of English C4, which need a network. Differences: an embedded agent, or a model whose
+``--world`` is given, is calibrated on an expert's transcripts in that world unless ``--calibration`` says otherwise;
+round-to-nearest is there as a third method; and the group size is a flag and always recorded: W4A16 means groups of 128
+in llmcompressor, where the paper says "per channel".
 
     python agents/quantize.py --model embedded:alfworld/bf16 --method gptq --scheme W3A16 --out runs/w3-gptq
     python agents/quantize.py --model runs/webshop/model --world webshop --scheme W4A16 --out runs/webshop-w4
-    python agents/quantize.py --model Qwen/Qwen3-1.7B --method awq --scheme W4A16 --calibration c4 --out runs/w4-awq
+    python agents/quantize.py --model Qwen/Qwen3-1.7B --method awq --scheme W4A16 --out runs/w4-awq
 
 W3 and W2 have no kernel in the engines we know: they are unpacked to 16 bits at load, and their speed is projected.
 What cannot end well is refused, and disk, memory and time are said, before any weights are loaded. ``--out`` appears
@@ -36,14 +37,19 @@ from dmr_gym.quantization.estimate import (
     check_groups,
     copy_bytes,
     measure_rates,
+    peak_memory,
     size_line,
     work_line,
 )
-from dmr_gym.quantization.settings import HELD_OUT_PANEL, METHODS, SCHEMES, TRANSCRIPTS, Settings
+from dmr_gym.quantization.settings import HELD_OUT_PANEL, METHODS, SCHEMES, TRANSCRIPTS, Settings, world_of
 from dmr_gym.quantization.texts import calibration_texts, encode
 from dmr_gym.quantization.work import WorkFolder, finished
 
 SAMPLES_HELP = "calibration texts; a transcript is a whole episode in ALFWorld, a single step in WebShop (128)"
+CALIBRATION_HELP = (
+    '"c4" as in the paper, "transcripts" of an expert, or a .txt or .jsonl file (default: c4; transcripts for an '
+    "embedded model or where --world is given)"
+)
 WORLD_HELP = (
     "whose transcripts calibrate and give the perplexity (default: that of an embedded model; of any other it must be "
     "given for calibration by transcripts, and alfworld gives the perplexity elsewhere)"
@@ -63,7 +69,7 @@ def parse(argv: Sequence[str] | None) -> Settings:
     )
     add("--scheme", choices=SCHEMES, default="W4A16", help="bits of weights and activations (W4A16)")
     add("--group-size", help='weights that share a scale, or "channel" (default: 128; W8A8: channel)')
-    add("--calibration", default="transcripts", help='"transcripts", "c4", or a .txt or .jsonl file (transcripts)')
+    add("--calibration", help=CALIBRATION_HELP)
     add("--out", type=Path, required=True, help="folder of the copy")
     add("--samples", type=int, default=128, help=SAMPLES_HELP)
     add("--max-length", type=int, default=2048, help="tokens kept of each of them (2048)")
@@ -73,6 +79,9 @@ def parse(argv: Sequence[str] | None) -> Settings:
     group = values["group_size"] or ("channel" if values["scheme"] == "W8A8" else "128")
     if group != "channel" and not group.isdecimal():
         raise ConfigError(f'--group-size must be a number or "channel", found {group!r}')
+    if values["calibration"] is None:
+        has_world = values["world"] or world_of(values["model"])
+        values["calibration"] = "transcripts" if has_world or values["method"] == "rtn" else "c4"
     return Settings(**values | {"group_size": None if group == "channel" else int(group)})
 
 
@@ -119,11 +128,12 @@ def make_copy(settings: Settings, layout: Layout, work: WorkFolder) -> None:
         start = time.perf_counter()
         quantize(settings, source, tokenizer, rows, layout.head, folder)
         work.data("seconds", lambda: round(time.perf_counter() - start, 1))
+        work.data("peak_memory_bytes", peak_memory)
 
     made = {"before": work.data("before", lambda: perplexity(source, held_out, "the original"))}
     copy = work.folder("copy", write)
     made |= {"after": work.data("after", lambda: perplexity(copy, held_out, "the copy"))}
-    made |= {"seconds": work.data("seconds", lambda: None)}
+    made |= {name: work.data(name, lambda: None) for name in ("seconds", "peak_memory_bytes")}
     facts = describe(settings, digest, texts, sum(lengths), made, copy)
     write_card(settings, facts, copy)
     work.publish(copy)

@@ -29,6 +29,7 @@ from dmr_gym.command_line import add_env_options, chosen_env, make_envs, recipe_
 from dmr_gym.config import EnvConfig
 from dmr_gym.deployment import DEFAULT_TAU, budget_text, check_router, forced_types, forcing, read_calibration
 from dmr_gym.errors import ConfigError
+from dmr_gym.figures import pyplot
 from dmr_gym.kl_dataset import KLDataset
 from dmr_gym.kl_training import label_dataset
 from dmr_gym.latency import make_latency_model
@@ -103,6 +104,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Value the trees, play the policies, and write tables and picture."""
     args = parse_args(argv)
+    pyplot()  # where nothing can be drawn that is said now, not after the last policy
     folder = Path(args.trees)
     args.trees = None if args.live else args.trees
     env_id, config = chosen_env(args, args.out / "cache")

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from dmr_gym.errors import MissingDependency
 from dmr_gym.figures import draw_accuracy_latency, place_labels, pyplot
 from dmr_gym.metrics import EpisodeResult, OperatingPoint, Summary, summarize
+from tests.recipes import load_recipe
 
 BOUNDS = (0.0, 0.0, 600.0, 400.0)
 pixels = st.tuples(st.floats(20, 580), st.floats(20, 380))
@@ -114,3 +115,26 @@ def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(MissingDependency, match=r'matplotlib.*pip install "dmr-gym\[train\]"'):
         pyplot()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "options"),
+    [
+        ("ablate", ("step-types", "--data", "cell=absent")),
+        ("agent_card", ("--env", "DMR-Toy-v0")),
+        ("calibrate", ("--router", "absent")),
+        ("collect_kl", ()),
+        ("compare_grpo", ("--router", "absent")),
+        ("evaluate", ("--router", "absent")),
+        ("tree_report", ("--trees", "absent")),
+    ],
+)
+def test_recipes_that_draw_at_their_end_ask_at_their_start(
+    recipe: str, options: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before they look for what the options name: nobody waits for the last task to learn that it cannot be drawn."""
+    main = load_recipe(recipe).main
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(MissingDependency, match="matplotlib"):
+        main([*options, "--out", str(tmp_path / "out")])
+    assert list(tmp_path.iterdir()) == []

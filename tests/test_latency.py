@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 
@@ -198,3 +199,36 @@ def test_prices_say_where_they_come_from() -> None:
     assert price_source({"row": "alfworld-4b-awq-w4"}).label == "prices of alfworld-4b-awq-w4"
     own = price_source({"row": ROW, "ms_per_token": {"w3": 1, "bf16": 2}})
     assert own == PriceSource(None, False, "prices of your own")
+
+
+HAND = {"ms_per_token": {"w3": 14.58, "w4": 16.77, "w8": 19.52, "bf16": 25.02}, "router_ms": 5.0}
+
+
+def test_prices_by_hand_say_which_of_them_are_projected() -> None:
+    """Those that the setting names, in the order of the prices; the prices themselves stay what they are."""
+    settings = HAND | {"projected": ["w8", "w3"]}
+    source = price_source(settings, list(HAND["ms_per_token"]))
+    assert source == PriceSource(None, True, "prices of your own, w3 and w8 projected")
+    assert source.title == "modelled seconds, prices of your own, w3 and w8 projected"
+    assert price_source(HAND | {"projected": []}) == price_source(HAND)
+    models = [make_latency_model(each, list(HAND["ms_per_token"])) for each in (settings, HAND)]
+    prices = [[model.llm_seconds(LLMCall(name, 0, 1000)) for name in HAND["ms_per_token"]] for model in models]
+    assert prices[0] == prices[1] == list(HAND["ms_per_token"].values())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (HAND | {"projected": ["w3-gptq"]}, "names prices of ms_per_token: 'w3-gptq'.*known: w3, w4, w8, bf16"),
+        (HAND | {"projected": "w3"}, "latency projected must be a list of precisions, got 'w3'"),
+        ({"row": ROW, "projected": ["w3"]}, "names prices of ms_per_token: 'w3'; known: none"),
+        ({"profile": "alfworld-embedded-cpu", "projected": ["w2"]}, "names prices of ms_per_token: 'w2'; known: none"),
+        ({"kind": "wall-clock", "projected": ["w3"]}, "names prices of ms_per_token: 'w3'; known: none"),
+    ],
+)
+def test_what_has_no_price_by_hand_is_not_called_projected(settings: dict[str, Any], message: str) -> None:
+    """Rows and profiles know themselves what is projected, and other names are mistakes."""
+    with pytest.raises(ConfigError, match=message):
+        make_latency_model(settings, list(HAND["ms_per_token"]))
+    with pytest.raises(ConfigError, match=message):
+        price_source(settings)

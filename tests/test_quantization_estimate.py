@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 import types
 from pathlib import Path
 
@@ -123,3 +124,19 @@ def test_short_memory_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     for free in (2_000_000_000, None):
         monkeypatch.setattr(estimate, "available_memory", lambda free=free: free)
         assert "warning" not in estimate.work_line(LAYOUT, settings, WORK, rates)
+
+
+@pytest.mark.parametrize(("platform", "size"), [("linux", 4_096_000), ("darwin", 4_000)])
+def test_peak_memory_is_in_bytes(monkeypatch: pytest.MonkeyPatch, platform: str, size: int) -> None:
+    """The system's count is in KiB, and in bytes on macOS."""
+    import resource
+
+    monkeypatch.setattr(resource, "getrusage", lambda who: types.SimpleNamespace(ru_maxrss=4_000))
+    monkeypatch.setattr(estimate.sys, "platform", platform)
+    assert estimate.peak_memory() == size
+
+
+def test_without_a_count_of_memory_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows has no such module."""
+    monkeypatch.setitem(sys.modules, "resource", None)
+    assert estimate.peak_memory() is None

@@ -15,6 +15,7 @@ from agents import quantize
 from dmr_gym.backends.checkpoint import checkpoint_digest
 from dmr_gym.errors import BackendError, ConfigError
 from dmr_gym.quantization import engine, estimate, texts
+from dmr_gym.quantization.card import describe, read_facts, write_card
 from dmr_gym.quantization.settings import TRANSCRIPTS
 from dmr_gym.quantization.work import WorkFolder
 from dmr_gym.runs import file_digest
@@ -74,10 +75,31 @@ def test_transcripts_are_of_the_models_own_world(tmp_path: Path, options: list[s
 
 
 @pytest.mark.parametrize(
+    ("options", "calibration"),
+    [
+        (["--model", "Qwen/Qwen3-1.7B", "--method", "gptq", "--scheme", "W4A16", "--group-size", "128"], "c4"),
+        (["--model", "m", "--method", "awq"], "c4"),
+        (["--model", "embedded:webshop/bf16"], "transcripts"),
+        (["--model", "m", "--world", "webshop"], "transcripts"),
+        (["--model", "m", "--world", "webshop", "--calibration", "c4"], "c4"),
+        (["--model", "embedded:webshop/bf16", "--calibration", "c4"], "c4"),
+        (["--model", "m", "--calibration", "texts.txt"], "texts.txt"),
+    ],
+)
+def test_the_papers_c4_calibrates_where_no_world_is_known(tmp_path: Path, options: list[str], calibration: str) -> None:
+    """Its 128 documents of 2,048 tokens; a world that is known or said has transcripts, and what is asked for wins."""
+    settings = quantize.parse([*options, "--out", str(tmp_path / "new")])
+    assert (settings.calibration, settings.samples, settings.max_length) == (calibration, 128, 2048)
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--model", "embedded:webshop/bf16", "--world", "alfworld"], "is an agent of webshop, but --world alfworld"),
-        (["--model", "m"], "--world must say whose transcripts calibrate m: alfworld or webshop"),
+        (
+            ["--model", "m", "--calibration", "transcripts"],
+            "--world must say whose transcripts calibrate m: alfworld or webshop",
+        ),
         (["--model", "embedded:bf16"], r'expected "embedded:WORLD/NAME" with WORLD alfworld or webshop'),
     ],
 )
@@ -247,6 +269,18 @@ def test_stages_are_kept_for_the_same_work_alone(tmp_path: Path) -> None:
         assert not (work.path / "copy").exists()
         work.publish(work.folder("copy", lambda part: part.mkdir()))
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize(("memory", "rows"), [(1_234_567_168, ["| peak memory bytes | 1234567168 |"]), (None, [])])
+def test_the_card_says_how_much_memory_was_taken(tmp_path: Path, memory: int | None, rows: list[str]) -> None:
+    """In bytes, beside the seconds; no row where the system does not count it."""
+    settings = quantize.parse(["--model", "m", "--method", "rtn", "--out", str(tmp_path / "new")])
+    perplexities = {key: {"commands": 1.5} for key in ("before", "after")}
+    made = perplexities | {"seconds": 8.9, "peak_memory_bytes": memory}
+    write_card(settings, describe(settings, "digest", [], 0, made, tmp_path), tmp_path)
+    lines = (tmp_path / "README.md").read_text().splitlines()
+    assert [line for line in lines if "memory" in line] == rows
+    assert read_facts(tmp_path)["peak_memory_bytes"] == memory
 
 
 def test_documents_are_read_from_text_and_jsonl(tmp_path: Path) -> None:

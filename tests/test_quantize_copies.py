@@ -171,11 +171,14 @@ def test_texts_of_a_file_calibrate(base: Path, tmp_path: Path) -> None:
 
 
 def contents(copy: Path) -> dict[str, object]:
-    """All of a copy but the seconds that it took."""
+    """All of a copy but the seconds and the memory that it took."""
     files = {path.name: path.read_bytes() for path in copy.iterdir()}
-    card = [line for line in files.pop("README.md").decode().splitlines() if not line.startswith("| seconds |")]
+    taken = ("| seconds |", "| peak memory bytes |")
+    card = [line for line in files.pop("README.md").decode().splitlines() if not line.startswith(taken)]
     facts = json.loads(files.pop("quantization.json"))
-    return {**files, "card": card, "facts": {key: value for key, value in facts.items() if key != "seconds"}}
+    assert facts.pop("seconds") > 0
+    assert facts.pop("peak_memory_bytes") > 100e6  # PyTorch alone takes more
+    return {**files, "card": card, "facts": facts}
 
 
 @pytest.mark.slow

@@ -31,7 +31,8 @@ def make_latency_model(name_or_mapping: str | Mapping[str, Any], precisions: Seq
 
     Args:
         name_or_mapping: the name of a row in `TABLE_3`, whose ℓ_l prices the lower and ℓ_h the higher of two
-            precisions; or ``{"ms_per_token": {"w3": 14.58, "w4": 16.77, "bf16": 25.02}, "router_ms": 19.9}``; or
+            precisions; or ``{"ms_per_token": {"w3": 14.58, "w4": 16.77, "bf16": 25.02}, "router_ms": 19.9}``, with
+            ``"projected": ["w3"]`` where prices among them are not measured, which labels then say; or
             ``{"row": name, "router_ms": 0}``, a row with some settings replaced. A row prices names that begin with
             other bits than its own, such as w2 or w4-awq, only with ``"allow_other_bits": True``;
             ``{"row": "webshop-4b-awq-w4", "project_w3": True}`` prices W3 as the paper does: AWQ's W4 / 1.15.
@@ -112,7 +113,9 @@ def price_source(
         note = _note(guessed, "projected") + _note(unpacked, "dequantized")
         return PriceSource(None, bool(guessed), f"profile {name}{note}", quantity, unit)
     if "row" not in settings or "ms_per_token" in settings:
-        return PriceSource(None, False, "prices of your own", quantity, unit)
+        declared = settings.get("projected", ())
+        guessed = [p for p in settings.get("ms_per_token") or () if p in declared]
+        return PriceSource(None, bool(guessed), f"prices of your own{_note(guessed, 'projected')}", quantity, unit)
     row: str = settings["row"]
     projected = table_row(row).projected or settings.get("project_w3") is True
     note = ", W3 projected" if projected else ""
@@ -136,7 +139,18 @@ def _settings(name_or_mapping: object) -> dict[str, Any]:
             "latency takes its prices from a row of Table 3 or from a profile, and got both: "
             f"set it to {{'profile': {settings['profile']!r}}} as a whole"
         )
+    _check_projected(settings.get("projected", ()), settings.get("ms_per_token"))
     return settings
+
+
+def _check_projected(names: object, prices: object) -> None:
+    if isinstance(names, str) or not isinstance(names, Sequence):
+        raise ConfigError(f"latency projected must be a list of precisions, got {names!r}")
+    priced = list(prices) if isinstance(prices, Mapping) else []
+    for name in names:
+        if name not in priced:
+            what = "precision in latency projected, which names prices of ms_per_token:"
+            raise ConfigError(unknown_name(what, name, priced))
 
 
 def _token_linear(
@@ -147,6 +161,7 @@ def _token_linear(
     router_ms: float | None = None,
     allow_other_bits: bool = False,
     project_w3: bool = False,
+    projected: Sequence[str] = (),  # changes no price: `price_source` says it
 ) -> TokenLinearLatency:
     known = None if row is None else project_w3_row(row) if project_w3 is True else table_row(row)
     if ms_per_token is None:

@@ -48,7 +48,8 @@ def describe(
         base_digest: `dmr_gym.backends.checkpoint.checkpoint_digest` of the original.
         texts: of the calibration; none for a method without one.
         tokens: that were kept of them.
-        made: "before" and "after", the perplexities, and "seconds" that the quantization took.
+        made: "before" and "after", the perplexities, "seconds" that the quantization took, and "peak_memory_bytes" of
+            the process that did it.
         folder: of the copy.
     """
     origin = provenance()
@@ -70,6 +71,7 @@ def describe(
         "perplexity": {"before": made["before"], "after": made["after"]},
         "bytes": sum(path.stat().st_size for path in files),
         "seconds": made["seconds"],
+        "peak_memory_bytes": made["peak_memory_bytes"],
         "settings": settings.identity(),
         "base_digest": base_digest,
         "sha256": {path.name: file_digest(path) for path in files},
