@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -409,6 +410,34 @@ def test_a_tree_says_where_every_choice_leads(toy: Path) -> None:
     # The choice itself pays for a router, which the highest precision alone does not ask.
     router_s = latency.router_seconds(LLMCall("high", 1, 1))
     assert high.tolist() == pytest.approx([float(always["success"]), always["time_s"] + router_s])
+
+
+@pytest.mark.parametrize(
+    "latency",
+    [
+        {"kind": "wall-clock"},
+        {
+            "kind": "prefill-decode",
+            "ms_per_prefill_token": {"low": 1.0, "high": 2.0},
+            "ms_per_decode_token": {"low": 10.0, "high": 20.0},
+            "router_ms": 1.0,
+        },
+    ],
+    ids=lambda latency: latency["kind"],
+)
+def test_trees_say_nothing_where_prices_depend_on_the_way(
+    recipe: ModuleType, toy: Path, tmp_path: Path, latency: dict[str, Any]
+) -> None:
+    """The page is made all the same, without outcomes of trees."""
+    shutil.copytree(toy / "evaluation", tmp_path / "evaluation")
+    results = json.loads((tmp_path / "evaluation" / "results.json").read_text())
+    results["env"]["latency"] = latency
+    write_json(tmp_path / "evaluation" / "results.json", results)
+    recipe.main([str(tmp_path / "evaluation"), str(toy / "trees"), "--out", str(tmp_path / "page.html")])
+    [world] = data_of((tmp_path / "page.html").read_text(encoding="utf-8"))["worlds"]
+    viewer = world["evaluations"][0]["viewer"]
+    assert viewer["tree_tasks"] == 0
+    assert {answer[TREE] for state in viewer["states"] for answer in state if answer} == {None}
 
 
 def test_two_worlds_stand_side_by_side(tmp_path: Path, toy: Path) -> None:

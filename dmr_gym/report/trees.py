@@ -17,7 +17,7 @@ from dmr_gym.config import EnvConfig, load_config
 from dmr_gym.errors import ConfigError
 from dmr_gym.latency import make_latency_model
 from dmr_gym.tree.graph import RoutingTree, load_trees
-from dmr_gym.tree.values import TIE, Prices, best_values, step_seconds
+from dmr_gym.tree.values import TIE, Prices, best_values, prices_by_tokens, step_seconds
 from dmr_gym.types import IntArray
 
 Floats = NDArray[np.float64]
@@ -60,9 +60,10 @@ def read_outcomes(folder: Path, results: Mapping[str, Any], task_ids: Sequence[s
     env = {key: value for key, value in results["env"].items() if value is not None}
     env["backend"] = {"kind": "scripted"}  # nobody is asked
     config = load_config(EnvConfig, base=env)
-    prices = Prices(
-        make_latency_model(config.latency, config.precisions), config.lambda_, config.invalid_action_penalty
-    )
+    latency = make_latency_model(config.latency, config.precisions)
+    if not prices_by_tokens(latency):
+        return {}
+    prices = Prices(latency, config.lambda_, config.invalid_action_penalty)
     found = {}
     wanted = set(task_ids)
     for tree in load_trees(folder):
