@@ -440,6 +440,36 @@ def test_trees_say_nothing_where_prices_depend_on_the_way(
     assert {answer[TREE] for state in viewer["states"] for answer in state if answer} == {None}
 
 
+def test_the_threshold_on_the_page_is_the_one_that_a_training_took(toy: Path, tmp_path: Path) -> None:
+    """Of the trainings on the very data, given or found, before and after their end; another data set keeps its own."""
+    options = ["--data", str(toy / "critical"), "--lr", "3e-3", "--epochs", "1", *TINY]
+    load_recipe("train_kl_st").main([*options, "--threshold", "0.05", "--out", str(tmp_path / "given")])
+    shutil.copytree(tmp_path / "given", tmp_path / "begun")
+    (tmp_path / "begun" / "run.json").unlink()
+    names = ("kl", "critical", "kl-st")
+    [world] = read_worlds(find_runs([*(toy / name for name in names), tmp_path]), 10**6)
+    found = {(Path(kl.folder).name, tuple(Path(one).name for one in kl.trainings)): kl.histograms for kl in world.kls}
+    assert set(found) == {("kl", ()), ("critical", ("kl-st",)), ("critical", ("begun", "given"))}
+    [given], [plateau] = found["critical", ("begun", "given")], found["critical", ("kl-st",)]
+    assert (given.threshold, given.origin, given.plateau) == (0.05, "given by --threshold", None)
+    kls = KLDataset.load(toy / "critical" / "kl.safetensors").kl_action
+    assert given.above == pytest.approx((kls > 0.05).mean())
+    taken = json.loads((toy / "kl-st" / "run.json").read_text())["labelling"]["thresholds"]
+    assert [plateau.threshold] == taken
+    assert plateau.origin == "middle of the plateau"
+
+
+def test_a_precision_that_is_never_too_low_has_no_steps_above_its_threshold(toy: Path, tmp_path: Path) -> None:
+    """An infinite threshold, which JSON does not have, is read as such."""
+    shutil.copytree(toy / "kl-st", tmp_path / "never")
+    record = json.loads((tmp_path / "never" / "run.json").read_text())
+    record["labelling"] |= {"thresholds": [None], "plateaus": None}
+    write_json(tmp_path / "never" / "run.json", record)
+    [world] = read_worlds(find_runs([toy / "critical", tmp_path]), 10**6)
+    [histogram] = world.kls[0].histograms
+    assert (histogram.threshold, histogram.above) == (float("inf"), 0.0)
+
+
 def test_two_worlds_stand_side_by_side(tmp_path: Path, toy: Path) -> None:
     """Other precisions are another world."""
     write_evaluation(tmp_path / "e", two_ways())

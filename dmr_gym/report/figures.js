@@ -154,14 +154,15 @@ function useByType(evaluation, precisions) {
 
 /* KLs on a logarithmic axis, with the threshold and its plateau. */
 function histogram(one, record, p, n) {
-  const { edges, counts } = one, tau = Math.log10(Math.max(one.threshold, 1e-8));
+  const { edges, counts } = one, tau = known(one.threshold) ? Math.log10(Math.max(one.threshold, 1e-8)) : edges.at(-1);
+  const limit = known(one.threshold) ? short(one.threshold) : "∞";
   const power = (value) => ["⁰", "¹", "²", "³", "⁴", "⁵", "⁶", "⁷", "⁸", "⁹"][Math.abs(value)] ?? Math.abs(value);
   const draw = (width) => {
     const whole = ticks(edges[0], edges.at(-1), Math.min(width / 60, 8)).filter(Number.isInteger), most = Math.max(...counts);
     const chart = axes({
       width, height: 240, x: { low: edges[0], high: edges.at(-1), title: "KL to the highest precision (nats, log scale)", ticks: whole, format: (v) => `10${v < 0 ? "⁻" : ""}${power(v)}` },
       y: { low: 0, high: most * 1.06, title: "steps", ticks: ticks(0, most, 4).filter(Number.isInteger) },
-      label: `Histogram of the KLs of ${one.precision}: ${percent(one.above)} of ${record.steps} steps lie above the threshold of ${short(one.threshold)} nats, ${one.origin}.`,
+      label: `Histogram of the KLs of ${one.precision}: ${percent(one.above)} of ${record.steps} steps lie above the threshold of ${limit} nats, ${one.origin}.`,
     });
     const { px, py, box, svg } = chart;
     if (one.plateau) {
@@ -175,17 +176,21 @@ function histogram(one, record, p, n) {
     svg.append(g("line", { x1: px(tau), x2: px(tau), y1: box.top, y2: box.bottom, stroke: "var(--ink)", "stroke-width": 1.6, "stroke-dasharray": "5 4" }));
     return svg;
   };
-  const entries = [[`τ = ${short(one.threshold)} nats (${one.origin})`, stroke("var(--ink)", "5 4", 1.6)]];
+  const entries = [[`τ = ${limit} nats (${one.origin})`, stroke("var(--ink)", "5 4", 1.6)]];
   if (one.plateau) entries.push(["plateau", swatch("var(--soft)", .25)]);
   return h("figure", {}, h("h4", {}, `${visible(one.precision)}: ${percent(one.above)} of ${plural(record.steps, "step")} above τ`), drawn(draw), legend(entries),
     numbers(["from (nats)", "to", "steps"], counts.map((count, i) => [short(10 ** edges[i]), short(10 ** edges[i + 1]), String(count)]).filter((row) => row[2] !== "0")));
 }
 
+const COUNTED = { action: "action steps", click: "clicks alone", all: "all steps and all of their tokens" };
 function kls(world) {
   return world.kls.map((record) => [
     h("h3", {}, `Panel ${visible(record.panel)}`),
-    h("p", { class: "note" }, `${plural(record.episodes, "episode")} of the highest precision, action steps. `,
+    h("p", { class: "note" }, `${plural(record.episodes, "episode")} of the highest precision, ${COUNTED[record.kind] ?? visible(record.kind)}. `,
       record.is_lower_bound ? "These KLs are lower bounds: only the likeliest tokens were told apart. " : "", h("code", {}, record.folder)),
+    h("p", { class: "note" }, record.trainings.length
+      ? ["τ is the threshold of ", record.trainings.map((one, i) => [i ? ", " : "", h("code", {}, one)]), "."]
+      : "No training on this data set is in this report: τ is what KL-ST takes where no --threshold is given."),
     h("div", { class: "grid2 wide" }, record.histograms.map((one, p) => histogram(one, record, p, world.precisions.length)))]);
 }
 
