@@ -52,6 +52,8 @@ def show(worlds: Sequence[WorldRecord]) -> None:
         parts = [f"{number} {name}{'s' * (number != 1)}" for name, number in counts.items()]
         print(f"{world.title}: {', '.join(parts)}")
         for evaluation in world.evaluations:
+            for note in evaluation.notes:
+                print(f"  {note}")
             viewer = evaluation.viewer
             if viewer.left_out:
                 shown = f"{len(viewer.tasks)} of {evaluation.tasks} tasks"

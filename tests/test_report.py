@@ -19,11 +19,13 @@ from dmr_gym.command_line import settings_of
 from dmr_gym.errors import ConfigError
 from dmr_gym.kl_dataset import KLDataset
 from dmr_gym.latency import make_latency_model
+from dmr_gym.oracle_origin import MADE_FOR
 from dmr_gym.report.page import SCRIPTS, embed, render
 from dmr_gym.report.runs import find_runs
 from dmr_gym.report.steps import LONGEST_TEXT, Viewer, choose_tasks
 from dmr_gym.report.trees import outcomes
 from dmr_gym.report.worlds import _with_alternatives, read_worlds
+from dmr_gym.results import read_oracle
 from dmr_gym.runs import write_json
 from dmr_gym.tree.graph import load_trees
 from dmr_gym.tree.values import Prices, best_values
@@ -386,9 +388,10 @@ def test_the_runs_of_all_recipes_make_one_world(recipe: ModuleType, toy: Path, c
     assert set(curves["share"]["series"]) == {"low", "high"}
     assert [point[0] for point in curves["balanced accuracy"]["series"]["validation"]] == [1, 2, 3]
     [evaluation] = world["evaluations"]
-    lambdas = sorted(map(float, json.loads((toy / "tree-report" / "oracle.json").read_text())))
+    lambdas = sorted(read_oracle(toy / "tree-report" / "oracle.json"))
     assert [point["name"] for point in evaluation["oracle"]] == [f"oracle λ={x:g}" for x in lambdas]
     assert evaluation["reach"]
+    assert evaluation["notes"] == []
     assert (evaluation["viewer"]["asked_tasks"], evaluation["viewer"]["tree_tasks"]) == (2, 6)
 
 
@@ -410,6 +413,69 @@ def test_a_tree_says_where_every_choice_leads(toy: Path) -> None:
     # The choice itself pays for a router, which the highest precision alone does not ask.
     router_s = latency.router_seconds(LLMCall("high", 1, 1))
     assert high.tolist() == pytest.approx([float(always["success"]), always["time_s"] + router_s])
+
+
+@pytest.mark.parametrize(
+    ("place", "change", "said"),
+    [
+        ("env", {"latency": {"ms_per_token": {"low": 1.0, "high": 90.0}, "router_ms": 1.0}}, "other prices"),
+        ("env", {"max_steps": 11}, "episodes of 10 steps, not 11"),
+        ("models", {"low": "another"}, "other models of low"),
+    ],
+)
+def test_an_oracle_and_a_frontier_of_something_else_are_left_out_with_a_note(
+    recipe: ModuleType, toy: Path, tmp_path: Path, capsys: Any, place: str, change: dict[str, Any], said: str
+) -> None:
+    """Of other prices, of longer episodes, and of other models; what they are is on the page and on the terminal."""
+    shutil.copytree(toy / "evaluation", tmp_path / "evaluation")
+    results = json.loads((tmp_path / "evaluation" / "results.json").read_text())
+    results[place] |= change
+    write_json(tmp_path / "evaluation" / "results.json", results)
+    runs = [tmp_path / "evaluation", toy / "trees", toy / "tree-report"]
+    recipe.main([*map(str, runs), "--out", str(tmp_path / "page.html")])
+    printed = capsys.readouterr().out
+    [world] = data_of((tmp_path / "page.html").read_text(encoding="utf-8"))["worlds"]
+    [evaluation] = world["evaluations"]
+    assert (evaluation["oracle"], evaluation["reach"]) == ([], [])
+    for note, name in zip(evaluation["notes"], ("oracle.json", "results.json"), strict=True):
+        assert note.startswith(f"{toy / 'tree-report' / name} was made for {said}, and is left out")
+        assert note in printed
+    # Trees hold under any prices of tokens.
+    assert evaluation["viewer"]["tree_tasks"] == (6 if said == "other prices" else 0)
+
+
+def test_files_that_do_not_say_what_they_were_made_for_are_noted(toy: Path, tmp_path: Path) -> None:
+    """Those of a report on trees are left out; one that was given with --oracle is drawn."""
+    for name in ("evaluation", "tree-report"):
+        shutil.copytree(toy / name, tmp_path / name)
+    for name in ("oracle.json", "results.json"):
+        path = tmp_path / "tree-report" / name
+        record = json.loads(path.read_text())
+        del record[MADE_FOR]
+        write_json(path, record)
+    [world] = read_worlds(find_runs([tmp_path]), 10**6)
+    [evaluation] = world.evaluations
+    assert (evaluation.oracle, evaluation.reach) == ((), ())
+    assert ["does not say" in note and "is left out" in note for note in evaluation.notes] == [True, True]
+    results = json.loads((tmp_path / "evaluation" / "results.json").read_text())
+    results["settings"]["oracle"] = str(tmp_path / "tree-report" / "oracle.json")
+    write_json(tmp_path / "evaluation" / "results.json", results)
+    [world] = read_worlds(find_runs([tmp_path]), 10**6)
+    [evaluation] = world.evaluations
+    assert (len(evaluation.oracle) > 0, evaluation.reach) == (True, ())
+    assert "does not say" in evaluation.notes[0]
+    assert "given with --oracle" in evaluation.notes[0]
+
+
+def test_the_frontier_of_other_tasks_is_not_taken(toy: Path, tmp_path: Path) -> None:
+    """As many tasks of the same panel are not the same tasks."""
+    for name in ("evaluation", "tree-report"):
+        shutil.copytree(toy / name, tmp_path / name)
+    record = json.loads((tmp_path / "tree-report" / "results.json").read_text())
+    write_json(tmp_path / "tree-report" / "results.json", record | {"tasks_digest": "of others"})
+    [world] = read_worlds(find_runs([tmp_path]), 10**6)
+    assert world.evaluations[0].reach == ()
+    assert world.evaluations[0].oracle
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,8 @@ function pareto(evaluation) {
   renew();
   return [h("h3", {}, "Success and time"), h("div", { class: "row" }, buttons), h("figure", {}, host, legend(entries),
     h("figcaption", {}, `Bars: 95 % bootstrap intervals over tasks. Times: ${evaluation.prices}.`,
-      evaluation.oracle.length ? "" : " No oracle: agents/tree_report.py makes one from routing trees.")),
+      evaluation.oracle.length ? "" : " No oracle: agents/tree_report.py makes one from routing trees."),
+    evaluation.notes.map((note) => h("p", { class: "note" }, note))),
   numbers(["policy", "solved %", "95 %", `time of all, ${evaluation.unit}`, "95 %", `of solved, ${evaluation.unit}`, "95 %"],
     [...evaluation.points, ...evaluation.oracle].map((p) => [p.name, fixed(100 * p.success, 1), pair(p.success_ci, 100, 1),
       fixed(p.all, digits), pair(p.all_ci, 1, digits), fixed(p.solved, digits), pair(p.solved_ci, 1, digits)]))];

@@ -111,6 +111,7 @@ class EvaluationRecord:
         points: of the policies.
         oracle: the best routing at each λ.
         reach: success and time of the exact frontier of the panel's routing trees.
+        notes: what was left out of the figure because it belongs to other prices or models, in words.
         use: of precisions.
         viewer: the episodes.
         made: what made the run, in words.
@@ -125,6 +126,7 @@ class EvaluationRecord:
     points: tuple[PointRecord, ...]
     oracle: tuple[PointRecord, ...]
     reach: tuple[Pair, ...]
+    notes: tuple[str, ...]
     use: tuple[UseRecord, ...]
     viewer: ViewerRecord
     made: tuple[tuple[str, str], ...]

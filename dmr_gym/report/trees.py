@@ -52,14 +52,12 @@ def read_outcomes(folder: Path, results: Mapping[str, Any], task_ids: Sequence[s
     Args:
         folder: of a panel, which agents/build_trees.py wrote.
         results: of the evaluation.
-        task_ids: which tasks; those without a tree are left out.
+        task_ids: which tasks; those without a tree of the same models and step cap are left out.
 
     Raises:
         ConfigError: the trees are damaged, or of other precisions.
     """
-    env = {key: value for key, value in results["env"].items() if value is not None}
-    env["backend"] = {"kind": "scripted"}  # nobody is asked
-    config = load_config(EnvConfig, base=env)
+    config = config_of(results)
     latency = make_latency_model(config.latency, config.precisions)
     if not prices_by_tokens(latency):
         return {}
@@ -67,11 +65,18 @@ def read_outcomes(folder: Path, results: Mapping[str, Any], task_ids: Sequence[s
     found = {}
     wanted = set(task_ids)
     for tree in load_trees(folder):
-        if tree.task_id in wanted and tree.settings.get("models") == results["models"]:
+        same = tree.settings.get("models") == results["models"] and tree.max_steps == config.max_steps
+        if tree.task_id in wanted and same:
             if tree.precisions != config.precisions:
                 raise ConfigError(f"{folder} has trees of {tree.precisions}, the evaluation has {config.precisions}")
             found[tree.task_id] = outcomes(tree, prices)
     return found
+
+
+def config_of(results: Mapping[str, Any]) -> EnvConfig:
+    """Keywords of the environment that an evaluation was made in, but for its backend, which nobody asks here."""
+    env = {key: value for key, value in results["env"].items() if value is not None}
+    return load_config(EnvConfig, base=env | {"backend": {"kind": "scripted"}})
 
 
 def outcomes(tree: RoutingTree, prices: Prices) -> TreeOutcomes:
