@@ -71,6 +71,7 @@ from dmr_gym.evaluation import (
 from dmr_gym.figures import draw_accuracy_latency, pyplot
 from dmr_gym.journal import Journal
 from dmr_gym.latency import PriceSource
+from dmr_gym.oracle_origin import check_origin, oracle_origin
 from dmr_gym.parts import prices_of
 from dmr_gym.records import read_policies
 from dmr_gym.result_tables import result_tables
@@ -192,6 +193,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         task_ids = first_tasks(envs, args.tasks)
         models = {name: envs.backend.digest(name) for name in envs.precisions}
         check_training(teams, trained_on.environment_record(env_id, args.panel, config, models), config)
+        if args.oracle is not None:
+            warn(check_origin(args.oracle, oracle_origin(config, models)))
         oracle = of_tasks(oracle, task_ids)
         digests: dict[str, Any] = {"models": models, "encoder": make_encoder(config.encoder).digest}
         if args.trees is not None:

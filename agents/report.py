@@ -47,10 +47,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 def show(worlds: Sequence[WorldRecord]) -> None:
     """Say what the page has, what it leaves out, and what the runs lack."""
     for world in worlds:
-        counts = {"evaluation": world.evaluations, "KL data set": world.kls, "training": world.trainings}
-        parts = [f"{len(found)} {name}{'s' * (len(found) != 1)}" for name, found in counts.items()]
+        kls = {kl.folder for kl in world.kls}
+        counts = {"evaluation": len(world.evaluations), "KL data set": len(kls), "training": len(world.trainings)}
+        parts = [f"{number} {name}{'s' * (number != 1)}" for name, number in counts.items()]
         print(f"{world.title}: {', '.join(parts)}")
         for evaluation in world.evaluations:
+            for note in evaluation.notes:
+                print(f"  {note}")
             viewer = evaluation.viewer
             if viewer.left_out:
                 shown = f"{len(viewer.tasks)} of {evaluation.tasks} tasks"

@@ -33,11 +33,12 @@ from dmr_gym.figures import pyplot
 from dmr_gym.kl_dataset import KLDataset
 from dmr_gym.kl_training import label_dataset
 from dmr_gym.latency import make_latency_model
+from dmr_gym.oracle_origin import MADE_FOR, oracle_origin
 from dmr_gym.parts import prices_of
 from dmr_gym.policies import Policy, RandomPolicy, RouterPolicy
 from dmr_gym.rollout import rollout
 from dmr_gym.router import PrecisionRouter
-from dmr_gym.runs import provenance, write_atomically, write_json
+from dmr_gym.runs import content_address, provenance, write_atomically, write_json
 from dmr_gym.tables import write_tables
 from dmr_gym.tree.answers import check_trees, check_world
 from dmr_gym.tree.decisions import harmless_actions
@@ -127,6 +128,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     decisions = best_after[config.lambda_]
     kls, labels, curves = judge_labels(trees, decisions, args)
     source = prices_of(config)
+    origin = oracle_origin(config, trees[0].settings.get("models", {}))
     record = {
         "settings": settings_of(args),
         "env_id": env_id,
@@ -134,6 +136,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "precisions": list(config.precisions),
         "latency": asdict(source),
         "trees": describe_trees(trees, folder),
+        "tasks_digest": content_address(sorted(tree.task_id for tree in trees)),
+        MADE_FOR: origin,
         "oracle": {f"{x:g}": mean_bounds(each) for x, each in oracle.items()},
         "oracle_without_router": {f"{x:g}": free_oracle(trees, price) for x, price in prices.items()},
         "results": rows,
@@ -147,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         **provenance(),
     }
     write_json(args.out / "results.json", record)
-    write_json(args.out / "oracle.json", oracle_records(trees, values, prices))
+    write_json(args.out / "oracle.json", {**oracle_records(trees, values, prices), MADE_FOR: origin})
     text = decision_lines(trees, decisions, kls)
     write_atomically(args.out / "decisions.jsonl", lambda part: part.write_text(text, encoding="utf-8"))
     shown = [row for row in rows if row["kind"] != "oracle" and not row["left_tree"]]

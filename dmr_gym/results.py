@@ -34,6 +34,7 @@ from dmr_gym.metrics import (
     task_means,
 )
 from dmr_gym.metrics.bootstrap import UNKNOWN
+from dmr_gym.oracle_origin import MADE_FOR
 from dmr_gym.records import PlayedPolicy
 
 ROUTED = ("router", "grpo", "ppo")
@@ -58,6 +59,8 @@ Oracle = Mapping[float, Mapping[str, OracleEpisode]]
 def read_oracle(path: Path) -> dict[float, dict[str, OracleEpisode]]:
     """Read ``{"0.1": {task_id: {"return": 0.8, "success": true, "time_s": 2.0}}}``: the best routing, by λ.
 
+    What `dmr_gym.oracle_origin` reads beside it is left out.
+
     Raises:
         ConfigError: no such file, or something else in it.
     """
@@ -69,6 +72,7 @@ def read_oracle(path: Path) -> dict[float, dict[str, OracleEpisode]]:
                 for task, best in tasks.items()
             }
             for lambda_, tasks in data.items()
+            if lambda_ != MADE_FOR
         }
     except OSError as error:
         raise ConfigError(f"no oracle at {path}: {error.strerror}") from error

@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,11 +19,13 @@ from dmr_gym.command_line import settings_of
 from dmr_gym.errors import ConfigError
 from dmr_gym.kl_dataset import KLDataset
 from dmr_gym.latency import make_latency_model
+from dmr_gym.oracle_origin import MADE_FOR
 from dmr_gym.report.page import SCRIPTS, embed, render
 from dmr_gym.report.runs import find_runs
 from dmr_gym.report.steps import LONGEST_TEXT, Viewer, choose_tasks
 from dmr_gym.report.trees import outcomes
 from dmr_gym.report.worlds import _with_alternatives, read_worlds
+from dmr_gym.results import read_oracle
 from dmr_gym.runs import write_json
 from dmr_gym.tree.graph import load_trees
 from dmr_gym.tree.values import Prices, best_values
@@ -385,9 +388,10 @@ def test_the_runs_of_all_recipes_make_one_world(recipe: ModuleType, toy: Path, c
     assert set(curves["share"]["series"]) == {"low", "high"}
     assert [point[0] for point in curves["balanced accuracy"]["series"]["validation"]] == [1, 2, 3]
     [evaluation] = world["evaluations"]
-    lambdas = sorted(map(float, json.loads((toy / "tree-report" / "oracle.json").read_text())))
+    lambdas = sorted(read_oracle(toy / "tree-report" / "oracle.json"))
     assert [point["name"] for point in evaluation["oracle"]] == [f"oracle λ={x:g}" for x in lambdas]
     assert evaluation["reach"]
+    assert evaluation["notes"] == []
     assert (evaluation["viewer"]["asked_tasks"], evaluation["viewer"]["tree_tasks"]) == (2, 6)
 
 
@@ -409,6 +413,127 @@ def test_a_tree_says_where_every_choice_leads(toy: Path) -> None:
     # The choice itself pays for a router, which the highest precision alone does not ask.
     router_s = latency.router_seconds(LLMCall("high", 1, 1))
     assert high.tolist() == pytest.approx([float(always["success"]), always["time_s"] + router_s])
+
+
+@pytest.mark.parametrize(
+    ("place", "change", "said"),
+    [
+        ("env", {"latency": {"ms_per_token": {"low": 1.0, "high": 90.0}, "router_ms": 1.0}}, "other prices"),
+        ("env", {"max_steps": 11}, "episodes of 10 steps, not 11"),
+        ("models", {"low": "another"}, "other models of low"),
+    ],
+)
+def test_an_oracle_and_a_frontier_of_something_else_are_left_out_with_a_note(
+    recipe: ModuleType, toy: Path, tmp_path: Path, capsys: Any, place: str, change: dict[str, Any], said: str
+) -> None:
+    """Of other prices, of longer episodes, and of other models; what they are is on the page and on the terminal."""
+    shutil.copytree(toy / "evaluation", tmp_path / "evaluation")
+    results = json.loads((tmp_path / "evaluation" / "results.json").read_text())
+    results[place] |= change
+    write_json(tmp_path / "evaluation" / "results.json", results)
+    runs = [tmp_path / "evaluation", toy / "trees", toy / "tree-report"]
+    recipe.main([*map(str, runs), "--out", str(tmp_path / "page.html")])
+    printed = capsys.readouterr().out
+    [world] = data_of((tmp_path / "page.html").read_text(encoding="utf-8"))["worlds"]
+    [evaluation] = world["evaluations"]
+    assert (evaluation["oracle"], evaluation["reach"]) == ([], [])
+    for note, name in zip(evaluation["notes"], ("oracle.json", "results.json"), strict=True):
+        assert note.startswith(f"{toy / 'tree-report' / name} was made for {said}, and is left out")
+        assert note in printed
+    # Trees hold under any prices of tokens.
+    assert evaluation["viewer"]["tree_tasks"] == (6 if said == "other prices" else 0)
+
+
+def test_files_that_do_not_say_what_they_were_made_for_are_noted(toy: Path, tmp_path: Path) -> None:
+    """Those of a report on trees are left out; one that was given with --oracle is drawn."""
+    for name in ("evaluation", "tree-report"):
+        shutil.copytree(toy / name, tmp_path / name)
+    for name in ("oracle.json", "results.json"):
+        path = tmp_path / "tree-report" / name
+        record = json.loads(path.read_text())
+        del record[MADE_FOR]
+        write_json(path, record)
+    [world] = read_worlds(find_runs([tmp_path]), 10**6)
+    [evaluation] = world.evaluations
+    assert (evaluation.oracle, evaluation.reach) == ((), ())
+    assert ["does not say" in note and "is left out" in note for note in evaluation.notes] == [True, True]
+    results = json.loads((tmp_path / "evaluation" / "results.json").read_text())
+    results["settings"]["oracle"] = str(tmp_path / "tree-report" / "oracle.json")
+    write_json(tmp_path / "evaluation" / "results.json", results)
+    [world] = read_worlds(find_runs([tmp_path]), 10**6)
+    [evaluation] = world.evaluations
+    assert (len(evaluation.oracle) > 0, evaluation.reach) == (True, ())
+    assert "does not say" in evaluation.notes[0]
+    assert "given with --oracle" in evaluation.notes[0]
+
+
+def test_the_frontier_of_other_tasks_is_not_taken(toy: Path, tmp_path: Path) -> None:
+    """As many tasks of the same panel are not the same tasks."""
+    for name in ("evaluation", "tree-report"):
+        shutil.copytree(toy / name, tmp_path / name)
+    record = json.loads((tmp_path / "tree-report" / "results.json").read_text())
+    write_json(tmp_path / "tree-report" / "results.json", record | {"tasks_digest": "of others"})
+    [world] = read_worlds(find_runs([tmp_path]), 10**6)
+    assert world.evaluations[0].reach == ()
+    assert world.evaluations[0].oracle
+
+
+@pytest.mark.parametrize(
+    "latency",
+    [
+        {"kind": "wall-clock"},
+        {
+            "kind": "prefill-decode",
+            "ms_per_prefill_token": {"low": 1.0, "high": 2.0},
+            "ms_per_decode_token": {"low": 10.0, "high": 20.0},
+            "router_ms": 1.0,
+        },
+    ],
+    ids=lambda latency: latency["kind"],
+)
+def test_trees_say_nothing_where_prices_depend_on_the_way(
+    recipe: ModuleType, toy: Path, tmp_path: Path, latency: dict[str, Any]
+) -> None:
+    """The page is made all the same, without outcomes of trees."""
+    shutil.copytree(toy / "evaluation", tmp_path / "evaluation")
+    results = json.loads((tmp_path / "evaluation" / "results.json").read_text())
+    results["env"]["latency"] = latency
+    write_json(tmp_path / "evaluation" / "results.json", results)
+    recipe.main([str(tmp_path / "evaluation"), str(toy / "trees"), "--out", str(tmp_path / "page.html")])
+    [world] = data_of((tmp_path / "page.html").read_text(encoding="utf-8"))["worlds"]
+    viewer = world["evaluations"][0]["viewer"]
+    assert viewer["tree_tasks"] == 0
+    assert {answer[TREE] for state in viewer["states"] for answer in state if answer} == {None}
+
+
+def test_the_threshold_on_the_page_is_the_one_that_a_training_took(toy: Path, tmp_path: Path) -> None:
+    """Of the trainings on the very data, given or found, before and after their end; another data set keeps its own."""
+    options = ["--data", str(toy / "critical"), "--lr", "3e-3", "--epochs", "1", *TINY]
+    load_recipe("train_kl_st").main([*options, "--threshold", "0.05", "--out", str(tmp_path / "given")])
+    shutil.copytree(tmp_path / "given", tmp_path / "begun")
+    (tmp_path / "begun" / "run.json").unlink()
+    names = ("kl", "critical", "kl-st")
+    [world] = read_worlds(find_runs([*(toy / name for name in names), tmp_path]), 10**6)
+    found = {(Path(kl.folder).name, tuple(Path(one).name for one in kl.trainings)): kl.histograms for kl in world.kls}
+    assert set(found) == {("kl", ()), ("critical", ("kl-st",)), ("critical", ("begun", "given"))}
+    [given], [plateau] = found["critical", ("begun", "given")], found["critical", ("kl-st",)]
+    assert (given.threshold, given.origin, given.plateau) == (0.05, "given by --threshold", None)
+    kls = KLDataset.load(toy / "critical" / "kl.safetensors").kl_action
+    assert given.above == pytest.approx((kls > 0.05).mean())
+    taken = json.loads((toy / "kl-st" / "run.json").read_text())["labelling"]["thresholds"]
+    assert [plateau.threshold] == taken
+    assert plateau.origin == "middle of the plateau"
+
+
+def test_a_precision_that_is_never_too_low_has_no_steps_above_its_threshold(toy: Path, tmp_path: Path) -> None:
+    """An infinite threshold, which JSON does not have, is read as such."""
+    shutil.copytree(toy / "kl-st", tmp_path / "never")
+    record = json.loads((tmp_path / "never" / "run.json").read_text())
+    record["labelling"] |= {"thresholds": [None], "plateaus": None}
+    write_json(tmp_path / "never" / "run.json", record)
+    [world] = read_worlds(find_runs([toy / "critical", tmp_path]), 10**6)
+    [histogram] = world.kls[0].histograms
+    assert (histogram.threshold, histogram.above) == (float("inf"), 0.0)
 
 
 def test_two_worlds_stand_side_by_side(tmp_path: Path, toy: Path) -> None:

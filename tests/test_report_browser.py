@@ -14,7 +14,9 @@ from dmr_gym.report.page import write_page
 from dmr_gym.report.runs import find_runs
 from dmr_gym.report.worlds import read_worlds
 from tests.report_runs import episode, step, two_ways, write_evaluation
-from tests.test_report import HOSTILE
+from tests.test_report import HOSTILE, toy
+
+__all__ = ["toy"]  # a fixture of a run of every recipe
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PATIENCE_MS = 240_000
@@ -56,6 +58,13 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def whole(toy: Path) -> Path:
+    """A page that has everything: KLs, trainings, an oracle, an exact frontier, and outcomes of trees."""
+    write_page(read_worlds(find_runs([toy]), 10**6), "made", toy / "report.html")
+    return toy / "report.html"
+
+
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """Chromium without a window."""
     from playwright.sync_api import sync_playwright
@@ -72,7 +81,7 @@ def open_page(browser: Any, path: Path) -> Iterator[Open]:
     said: list[str] = []
     contexts = []
 
-    def open_it(width: int = 1100, scheme: str = "light") -> Any:
+    def open_it(width: int = 1100, scheme: str = "light", path: Path = path) -> Any:
         context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
         context.set_default_timeout(PATIENCE_MS)
         contexts.append(context)
@@ -223,3 +232,69 @@ def test_a_phone_needs_no_sideways_scrolling(open_page: Open) -> None:
     boxes = page.evaluate(f"[...document.querySelectorAll('svg[role=img]')].map({sizes})")
     assert len(boxes) == 3
     assert all(0 < width <= 375 and width == pytest.approx(inner, abs=1) for width, inner in boxes)
+
+
+def test_a_page_that_has_everything_shows_it(open_page: Open, whole: Path) -> None:
+    """Oracle, exact frontier, histograms with the threshold of the training, curves, and outcomes of trees."""
+    page = open_page(path=whole)
+    assert page.locator("nav a").all_inner_texts() == ["results", "precisions", "steps", "KL", "training", "made by"]
+    results = page.locator("#results figure").first
+    chart = results.locator("svg[role=img]")
+    assert "oracle λ=0.1: " in chart.get_attribute("aria-label")
+    assert "exact frontier of the routing trees" in results.locator(".legend").inner_text()
+    assert chart.locator("path.reach").evaluate("path => path.getTotalLength()") > 100
+    assert chart.locator("title").filter(has_text="oracle λ=").count() >= 4
+    assert page.locator("#kl svg[role=img]").count() == 2
+    for figure in page.locator("#kl figure").all():
+        assert figure.locator("svg rect title").count() > 1
+        assert figure.locator(".chart line[stroke-dasharray]").count() == 1
+        assert figure.locator(".chart text.axis[text-anchor=middle]").count() >= 3
+    notes = " ".join(page.locator("#kl > .note").all_inner_texts())
+    assert f"τ is the threshold of {whole.parent / 'kl-st'}." in notes
+    assert "No training on this data set is in this report" in notes
+    titles = page.locator("#training h4").all_inner_texts()
+    assert {"KL", "balanced accuracy", "return", "share", "loss"} <= set(titles)
+    for details in page.locator("#training > details").all():  # curves that are shown on request
+        details.evaluate("one => { one.open = true; }")
+    titles = page.locator("#training h4").all_inner_texts()
+    page.locator("#training .chart").last.locator("svg[role=img]").wait_for()
+    drawn = page.locator("#training svg[role=img]").all()
+    assert len(drawn) == len(titles) > 0
+    assert min(svg.locator("path, circle").count() for svg in drawn) > 0
+    # No title of an axis lies on its numbers.
+    over = """svg => { const [title] = [...svg.querySelectorAll('text[transform]')].map(e => e.getBoundingClientRect());
+      return Boolean(title) && [...svg.querySelectorAll('text.axis[text-anchor=end]')].some(
+        e => e.getBoundingClientRect().left < title.right); }"""
+    assert not any(svg.evaluate(over) for svg in page.locator("svg[role=img]").all())
+    assert "NaN" not in page.content()
+
+
+def test_every_key_works_where_trees_tell_of_each_choice(open_page: Open, whole: Path) -> None:
+    """All that the line of keys and the documentation name, one after the other; each choice says where it leads."""
+    page = open_page(path=whole)
+    keys = [text.replace("⇧", "Shift") for text in page.locator(".keys kbd").all_inner_texts()]
+    assert keys == ["←", "→", "Shift ←", "Shift →", "Home", "End", "d"]
+    documented = (Path(__file__).parents[1] / "docs" / "report.md").read_text(encoding="utf-8")
+    assert [key for key in keys if f"`{key}`" not in documented] == []
+    page.focus(".viewer")
+    seen = []
+    for key in ("ArrowRight", "ArrowLeft", "Shift+ArrowRight", "Shift+ArrowLeft", "End", "Home", "d"):
+        before = status(page)
+        page.keyboard.press(key)
+        seen.append(status(page))
+        assert seen[-1] != before, key
+        for choice in page.locator(".choice").all():
+            text = choice.inner_text()
+            assert "routing tree, best from here on: " in text
+            assert "routing tree, then always high: " in text
+    assert seen[0] != seen[1] == seen[3] == seen[5]
+    assert page.locator(".track [aria-current=step].differs").count() == 1
+
+
+@pytest.mark.parametrize("width", [375, 768])
+def test_a_page_that_has_everything_fits_a_narrow_screen(open_page: Open, whole: Path, width: int) -> None:
+    """With all that can be opened open."""
+    page = open_page(path=whole, width=width)
+    for details in page.locator("details").all():
+        details.evaluate("one => { one.open = true; }")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width

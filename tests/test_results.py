@@ -166,9 +166,10 @@ def test_prices_of_another_unit_are_named_and_shown_with_enough_decimals(results
 
 
 def test_an_oracle_is_read_by_price_and_task(tmp_path: Path) -> None:
-    """The plain JSON that is documented."""
+    """The plain JSON that is documented, beside which a file may say what it was made for."""
     path = tmp_path / "oracle.json"
-    path.write_text(json.dumps({"0.1": {"t0": {"return": 0.8, "success": True, "time_s": 2.0}}}))
+    best = {"t0": {"return": 0.8, "success": True, "time_s": 2.0}}
+    path.write_text(json.dumps({"0.1": best, "made_for": {"max_steps": 30}}))
     assert read_oracle(path) == {0.1: {"t0": OracleEpisode(0.8, True, 2.0)}}
 
 

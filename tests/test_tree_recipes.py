@@ -16,6 +16,7 @@ from bench import bench_tree
 from dmr_gym.backends import ScriptedBackend
 from dmr_gym.command_line import add_env_options, chosen_env, make_envs, recipe_parser
 from dmr_gym.errors import BackendError, ConfigError
+from dmr_gym.oracle_origin import MADE_FOR
 from dmr_gym.tree.graph import load_trees
 from dmr_gym.tree.replay import TreeVectorEnv
 from dmr_gym.tree.report import matching_kls
@@ -195,7 +196,7 @@ def test_the_evaluation_reads_the_oracle_that_the_report_writes(built: Path, tra
     report = ["--trees", str(built), "--out", str(tmp_path / "report"), "--lambdas", "0.5", "--random-seeds", "0"]
     load_recipe("tree_report").main([*SMALL, *report])
     oracle = read(tmp_path / "report" / "oracle.json")
-    assert {len(tasks) for tasks in oracle.values()} == {6}
+    assert {len(tasks) for key, tasks in oracle.items() if key != MADE_FOR} == {6}
     run = [
         "--router",
         str(trained / "router"),
@@ -218,6 +219,24 @@ def test_the_evaluation_reads_the_oracle_that_the_report_writes(built: Path, tra
     run[run.index("--oracle") + 1] = str(other)
     with pytest.raises(ConfigError, match="lacks 4 of the 4 tasks"):
         load_recipe("evaluate").main([*SMALL, *run, "--seeds", "1"])
+
+
+def test_an_oracle_of_other_prices_or_models_is_refused(built: Path, trained: Path, tmp_path: Path) -> None:
+    """Before anything is played; the file says what it was made for."""
+    report = ["--trees", str(built), "--out", str(tmp_path / "report"), "--random-seeds", "0"]
+    load_recipe("tree_report").main([*SMALL, *report])
+    path = tmp_path / "report" / "oracle.json"
+    run = ["--router", str(trained / "router"), "--trees", str(built), "--out", str(tmp_path / "evaluation")]
+    run += ["--calibration-tasks", "6", "--oracle", str(path), "--tasks", "4", "--seeds", "1"]
+    dear = ["--set", "latency={ms_per_token={low=1.0, high=90.0}, router_ms=1.0}"]
+    with pytest.raises(ConfigError, match="was made for other prices"):
+        load_recipe("evaluate").main([*SMALL, *run, *dear])
+    oracle = read(path)
+    oracle[MADE_FOR]["models"]["low"] = "another"
+    path.write_text(json.dumps(oracle), encoding="utf-8")
+    with pytest.raises(ConfigError, match="was made for other models of low"):
+        load_recipe("evaluate").main([*SMALL, *run])
+    assert not (tmp_path / "evaluation" / "episodes.jsonl").exists()
 
 
 def test_an_evaluation_on_cut_trees_is_refused_and_rebuilt_trees_are_played_anew(

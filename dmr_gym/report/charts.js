@@ -45,12 +45,14 @@ function drawn(draw) {
 
 /* Axes with a grid; the returned x and y turn values into pixels. */
 function axes({ width, height, x, y, label, left = 46, right = 10, top = 12 }) {
-  const bottom = x.title === false ? 22 : 40;
+  const bottom = x.title === false ? 22 : 40, rows = y.ticks ?? ticks(y.low, y.high, height / 50);
+  const letters = Math.max(0, ...rows.map((value) => String((y.format ?? short)(value)).length));
+  left = Math.max(left, y.title ? 28 + 6.6 * letters : 0);  // the title stands left of the numbers
   const box = { left, right: width - right, top, bottom: height - bottom };
   const scale = (axis, from, to) => (value) => from + (value - axis.low) / (axis.high - axis.low || 1) * (to - from);
   const px = scale(x, box.left, box.right), py = scale(y, box.bottom, box.top);
   const svg = g("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": visible(label) });
-  for (const value of y.ticks ?? ticks(y.low, y.high, height / 50)) {
+  for (const value of rows) {
     svg.append(g("line", { class: "grid", x1: box.left, x2: box.right, y1: py(value), y2: py(value) }),
       g("text", { class: "axis", x: box.left - 6, y: py(value) + 4, "text-anchor": "end" }, (y.format ?? short)(value)));
   }

@@ -16,13 +16,15 @@ from dmr_gym.evaluation import EPISODES_FILE
 from dmr_gym.kl_dataset import KLDataset, read_settings
 from dmr_gym.latency import PriceSource
 from dmr_gym.metrics import OperatingPoint
+from dmr_gym.oracle_origin import MADE_FOR, REMEDY, differences, oracle_origin, read_origin
 from dmr_gym.records import PlayedPolicy, read_policies, read_records
 from dmr_gym.report.records import EvaluationRecord, Pair, PointRecord, TableRecord, UseRecord, ViewerRecord
 from dmr_gym.report.runs import KL_FILE, Run, read_object
 from dmr_gym.report.steps import choose_tasks, gather, size_of
-from dmr_gym.report.trees import read_outcomes
+from dmr_gym.report.trees import config_of, read_outcomes
 from dmr_gym.result_tables import result_tables
 from dmr_gym.results import TIMES, Results, oracle_points, read_oracle, read_results
+from dmr_gym.runs import content_address
 from dmr_gym.tables import Table
 from dmr_gym.tree.graph import INDEX_FILE
 from dmr_gym.types import SamplingParams
@@ -68,6 +70,8 @@ def _read(run: Run, runs: Sequence[Run], data: dict[str, Any], budget: int) -> E
     prices, results = PriceSource(**data["latency"]), read_results(data, policies)
     tables = tuple(_table(table, results) for table in result_tables(results, names, prices))
     reports = [each.path for each in runs if each.kind == "tree-report"]
+    oracle, notes = _oracle(data, reports, list(sizes))
+    reach, more = _reach(reports, data, list(sizes))
     return EvaluationRecord(
         folder=str(run.path),
         panel=panel,
@@ -76,8 +80,9 @@ def _read(run: Run, runs: Sequence[Run], data: dict[str, Any], budget: int) -> E
         prices=prices.title,
         tables=tables,
         points=_points(policies, data["results"]),
-        oracle=_oracle(data, reports, list(sizes)),
-        reach=_reach(reports, data, len(sizes)),
+        oracle=oracle,
+        reach=reach,
+        notes=(*notes, *more),
         use=tuple(_use(policy, counts[policy.name], len(names)) for policy in policies),
         viewer=_viewer(run, runs, data, sizes, budget),
         made=_made(data, run.path),
@@ -138,16 +143,38 @@ def _pair(interval: Mapping[str, float | None]) -> Pair | None:
     return None if low is None or high is None else (low, high)
 
 
-def _oracle(data: Mapping[str, Any], reports: Sequence[Path], task_ids: Sequence[str]) -> tuple[PointRecord, ...]:
-    """The best routing of these tasks, from the evaluation's own oracle or from a report on trees."""
+def _oracle(
+    data: Mapping[str, Any], reports: Sequence[Path], task_ids: Sequence[str]
+) -> tuple[tuple[PointRecord, ...], list[str]]:
+    """The best routing of these tasks, from the evaluation's own oracle or from a report on trees, and what to note."""
     given = data["settings"].get("oracle")
+    own = Path(given).resolve() if given else None
     paths = [*([Path(given)] if given else []), *(report / "oracle.json" for report in reports)]
-    for path in filter(Path.is_file, paths):
+    notes: list[str] = []
+    for path in {path.resolve(): path for path in paths if path.is_file()}.values():
         oracle = read_oracle(path)
         whole = {x: {t: best[t] for t in task_ids} for x, best in oracle.items() if all(t in best for t in task_ids)}
-        if whole:
-            return tuple(map(_oracle_point, oracle_points(whole)))
-    return ()
+        if not whole:
+            continue
+        origin = read_origin(path)
+        fits, note = _fits(path, origin, data, is_vouched_for=path.resolve() == own)
+        notes += note
+        if fits:
+            return tuple(map(_oracle_point, oracle_points(whole))), notes
+    return (), notes
+
+
+def _fits(
+    path: Path, origin: Mapping[str, Any] | None, data: Mapping[str, Any], is_vouched_for: bool = False
+) -> tuple[bool, list[str]]:
+    """Whether what a file says holds for the prices and models of an evaluation, and what to note of it."""
+    if origin is None:
+        unsaid = f"{path} does not say for which prices and models it was made"
+        if is_vouched_for:
+            return True, [f"{unsaid}; it was given with --oracle."]
+        return False, [f"{unsaid}, and is left out: {REMEDY}."]
+    found = differences(origin, oracle_origin(config_of(data), data["models"]))
+    return not found, [f"{path} was made for {', '.join(found)}, and is left out: {REMEDY}."] if found else []
 
 
 def _oracle_point(point: OperatingPoint) -> PointRecord:
@@ -155,14 +182,21 @@ def _oracle_point(point: OperatingPoint) -> PointRecord:
     return PointRecord(point.name, point.kind, point.success, None, None, None, point.time_s, None, front)
 
 
-def _reach(reports: Sequence[Path], data: Mapping[str, Any], n_tasks: int) -> tuple[Pair, ...]:
-    """The exact frontier of a report on trees of the same panel and number of tasks."""
-    for path in reports:
-        report = read_object(path / "results.json")
-        same = report["settings"].get("panel") == data["settings"]["panel"] and report["trees"]["trees"] == n_tasks
-        if same:
-            return tuple(zip(report["frontier"]["success"], report["frontier"]["time_s"], strict=True))
-    return ()
+def _reach(
+    reports: Sequence[Path], data: Mapping[str, Any], task_ids: Sequence[str]
+) -> tuple[tuple[Pair, ...], list[str]]:
+    """The exact frontier of a report on the trees of these tasks, and what to note."""
+    notes: list[str] = []
+    for path in (report / "results.json" for report in reports):
+        report = read_object(path)
+        same = (report["settings"].get("panel"), report["trees"]["trees"]) == (data["settings"]["panel"], len(task_ids))
+        if not same or report.get("tasks_digest") not in (None, content_address(sorted(task_ids))):
+            continue
+        fits, note = _fits(path, report.get(MADE_FOR), data)
+        notes += note
+        if fits:
+            return tuple(zip(report["frontier"]["success"], report["frontier"]["time_s"], strict=True)), notes
+    return (), notes
 
 
 def _use(policy: PlayedPolicy, count: _Counts, n_precisions: int) -> UseRecord:

@@ -39,10 +39,10 @@ function pareto(evaluation) {
       y: { low: Math.max(0, y0), high: Math.min(102, y1), title: "tasks solved (%)" },
       label: `Success against time. ${all.map((p) => `${p.name}: ${percent(p.success)}, ${amount(p[column], evaluation.unit)}`).join("; ")}`,
     });
-    const { svg, px, py } = chart;
-    if (reach.length) {
-      const path = reach.map(([success, time], i) => `${i ? `H${px(time).toFixed(1)}V` : `M${px(time).toFixed(1)},`}${py(100 * success).toFixed(1)}`);
-      svg.append(g("path", { d: path.join(""), fill: "none", stroke: "var(--oracle)", "stroke-width": 1.6 }));
+    const { svg, px, py, box } = chart;
+    if (reach.length) {  // stairs from the axis to the right edge: what can be reached lies below, even of a single point
+      const steps = reach.map(([success, time], i) => `${i ? "H" : "M"}${px(time).toFixed(1)}${i ? "" : `,${box.bottom}`}V${py(100 * success).toFixed(1)}`);
+      svg.append(g("path", { class: "reach", d: `${steps.join("")}H${box.right}`, fill: "none", stroke: "var(--oracle)", "stroke-width": 1.6 }));
     }
     const front = points.filter((p) => p.front[column]).sort((a, b) => a[column] - b[column]);
     lines(chart, [{ points: front.map((p) => [p[column], 100 * p.success]), color: "var(--soft)", dash: "5 4", width: 1.4 }]);
@@ -70,14 +70,16 @@ function pareto(evaluation) {
   };
   const kinds = [...new Set([...evaluation.points, ...evaluation.oracle].map(({ kind }) => kind))];
   const entries = kinds.map((kind) => [KINDS[kind] ?? kind, shape(kind, 13, 7, 5)]);
-  entries.push(["frontier of the policies", stroke("var(--soft)", "5 4", 1.4)]);
+  const hasFront = ["all", "solved"].some((key) => evaluation.points.filter((p) => p.front[key]).length > 1);
+  if (hasFront) entries.push(["frontier of the policies", stroke("var(--soft)", "5 4", 1.4)]);
   if (evaluation.reach.length) entries.push(["exact frontier of the routing trees", stroke("var(--oracle)", null, 1.6)]);
   const pair = (values, scale, digits) => (values ? `${fixed(scale * values[0], digits)} to ${fixed(scale * values[1], digits)}` : "–");
   const digits = DIGITS[evaluation.unit] ?? 2;
   renew();
   return [h("h3", {}, "Success and time"), h("div", { class: "row" }, buttons), h("figure", {}, host, legend(entries),
     h("figcaption", {}, `Bars: 95 % bootstrap intervals over tasks. Times: ${evaluation.prices}.`,
-      evaluation.oracle.length ? "" : " No oracle: agents/tree_report.py makes one from routing trees.")),
+      evaluation.oracle.length ? "" : " No oracle: agents/tree_report.py makes one from routing trees."),
+    evaluation.notes.map((note) => h("p", { class: "note" }, note))),
   numbers(["policy", "solved %", "95 %", `time of all, ${evaluation.unit}`, "95 %", `of solved, ${evaluation.unit}`, "95 %"],
     [...evaluation.points, ...evaluation.oracle].map((p) => [p.name, fixed(100 * p.success, 1), pair(p.success_ci, 100, 1),
       fixed(p.all, digits), pair(p.all_ci, 1, digits), fixed(p.solved, digits), pair(p.solved_ci, 1, digits)]))];
@@ -154,14 +156,18 @@ function useByType(evaluation, precisions) {
 
 /* KLs on a logarithmic axis, with the threshold and its plateau. */
 function histogram(one, record, p, n) {
-  const { edges, counts } = one, tau = Math.log10(Math.max(one.threshold, 1e-8));
+  const { edges, counts } = one, tau = known(one.threshold) ? Math.log10(Math.max(one.threshold, 1e-8)) : edges.at(-1);
+  const limit = known(one.threshold) ? short(one.threshold) : "∞";
   const power = (value) => ["⁰", "¹", "²", "³", "⁴", "⁵", "⁶", "⁷", "⁸", "⁹"][Math.abs(value)] ?? Math.abs(value);
   const draw = (width) => {
-    const whole = ticks(edges[0], edges.at(-1), Math.min(width / 60, 8)).filter(Number.isInteger), most = Math.max(...counts);
+    const decades = ticks(edges[0], edges.at(-1), Math.min(width / 60, 8)).filter(Number.isInteger);
+    const between = [0, 1, 2].flatMap((i) => [1, 2, 5].map((m) => Math.floor(edges[0]) + i + Math.log10(m)))
+      .filter((v) => v >= edges[0] && v <= edges.at(-1));
+    const whole = edges.at(-1) - edges[0] < 2 ? between : decades, most = Math.max(...counts);
     const chart = axes({
-      width, height: 240, x: { low: edges[0], high: edges.at(-1), title: "KL to the highest precision (nats, log scale)", ticks: whole, format: (v) => `10${v < 0 ? "⁻" : ""}${power(v)}` },
+      width, height: 240, x: { low: edges[0], high: edges.at(-1), title: "KL to the highest precision (nats, log scale)", ticks: whole, format: (v) => (whole === between ? short(10 ** v) : `10${v < 0 ? "⁻" : ""}${power(v)}`) },
       y: { low: 0, high: most * 1.06, title: "steps", ticks: ticks(0, most, 4).filter(Number.isInteger) },
-      label: `Histogram of the KLs of ${one.precision}: ${percent(one.above)} of ${record.steps} steps lie above the threshold of ${short(one.threshold)} nats, ${one.origin}.`,
+      label: `Histogram of the KLs of ${one.precision}: ${percent(one.above)} of ${record.steps} steps lie above the threshold of ${limit} nats, ${one.origin}.`,
     });
     const { px, py, box, svg } = chart;
     if (one.plateau) {
@@ -175,17 +181,21 @@ function histogram(one, record, p, n) {
     svg.append(g("line", { x1: px(tau), x2: px(tau), y1: box.top, y2: box.bottom, stroke: "var(--ink)", "stroke-width": 1.6, "stroke-dasharray": "5 4" }));
     return svg;
   };
-  const entries = [[`τ = ${short(one.threshold)} nats (${one.origin})`, stroke("var(--ink)", "5 4", 1.6)]];
+  const entries = [[`τ = ${limit} nats (${one.origin})`, stroke("var(--ink)", "5 4", 1.6)]];
   if (one.plateau) entries.push(["plateau", swatch("var(--soft)", .25)]);
   return h("figure", {}, h("h4", {}, `${visible(one.precision)}: ${percent(one.above)} of ${plural(record.steps, "step")} above τ`), drawn(draw), legend(entries),
     numbers(["from (nats)", "to", "steps"], counts.map((count, i) => [short(10 ** edges[i]), short(10 ** edges[i + 1]), String(count)]).filter((row) => row[2] !== "0")));
 }
 
+const COUNTED = { action: "action steps", click: "clicks alone", all: "all steps and all of their tokens" };
 function kls(world) {
   return world.kls.map((record) => [
     h("h3", {}, `Panel ${visible(record.panel)}`),
-    h("p", { class: "note" }, `${plural(record.episodes, "episode")} of the highest precision, action steps. `,
+    h("p", { class: "note" }, `${plural(record.episodes, "episode")} of the highest precision, ${COUNTED[record.kind] ?? visible(record.kind)}. `,
       record.is_lower_bound ? "These KLs are lower bounds: only the likeliest tokens were told apart. " : "", h("code", {}, record.folder)),
+    h("p", { class: "note" }, record.trainings.length
+      ? ["τ is the threshold of ", record.trainings.map((one, i) => [i ? ", " : "", h("code", {}, one)]), "."]
+      : "No training on this data set is in this report: τ is what KL-ST takes where no --threshold is given."),
     h("div", { class: "grid2 wide" }, record.histograms.map((one, p) => histogram(one, record, p, world.precisions.length)))]);
 }
 
@@ -193,7 +203,8 @@ const SERIES = ["var(--high)", "var(--grpo)", "var(--router)", "var(--ppo)", "va
 function curve(one, x) {
   const series = Object.entries(one.series), all = series.flatMap(([, points]) => points);
   const draw = (width) => {
-    const ys = all.map(([, y]) => y), [y0, y1] = nicely(Math.min(...ys), Math.max(...ys));
+    const ys = all.map(([, y]) => y), least = Math.min(...ys), most = Math.max(...ys), isShare = one.unit.startsWith("share");
+    const [low0, high0] = nicely(least, most), y0 = isShare ? Math.max(0, low0) : low0, y1 = isShare ? Math.min(1, high0) : high0;
     const xs = all.map(([u]) => u), low = Math.min(...xs), high = Math.max(...xs);
     const chart = axes({
       width, height: 210, left: 52, x: { low, high: high > low ? high : low + 1, title: x, ticks: ticks(low, high, Math.min(8, width / 60)).filter(Number.isInteger) },

@@ -111,6 +111,7 @@ class EvaluationRecord:
         points: of the policies.
         oracle: the best routing at each λ.
         reach: success and time of the exact frontier of the panel's routing trees.
+        notes: what was left out of the figure because it belongs to other prices or models, in words.
         use: of precisions.
         viewer: the episodes.
         made: what made the run, in words.
@@ -125,6 +126,7 @@ class EvaluationRecord:
     points: tuple[PointRecord, ...]
     oracle: tuple[PointRecord, ...]
     reach: tuple[Pair, ...]
+    notes: tuple[str, ...]
     use: tuple[UseRecord, ...]
     viewer: ViewerRecord
     made: tuple[tuple[str, str], ...]
@@ -145,13 +147,26 @@ class HistogramRecord:
 
 @dataclass(frozen=True, slots=True)
 class KLRecord:
-    """A KL data set of agents/collect_kl.py."""
+    """A KL data set of agents/collect_kl.py, as it was labelled for a training.
+
+    Attributes:
+        folder: of the data set.
+        panel: of its tasks.
+        kind: which steps count, as ``--steps`` of agents/train_kl_st.py names them.
+        steps: how many count.
+        episodes: how many there are.
+        is_lower_bound: whether only the likeliest tokens were told apart.
+        trainings: folders of the trainings that took these steps and thresholds; empty where none is known.
+        histograms: one a lower precision.
+    """
 
     folder: str
     panel: str
+    kind: str
     steps: int
     episodes: int
     is_lower_bound: bool
+    trainings: tuple[str, ...]
     histograms: tuple[HistogramRecord, ...]
 
 

@@ -42,7 +42,7 @@ def read_training(run: Run) -> TrainingRecord:
     order = {name: place for place, name in enumerate(MAIN)}
     curves = tuple(
         CurveRecord(
-            title=quantity.replace("_", " "),
+            title="KL" if quantity == "kl" else quantity.replace("_", " "),
             unit=UNITS.get(quantity, ""),
             main=quantity in order,
             series={label: tuple(points) for label, points in lines.items()},

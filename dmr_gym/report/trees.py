@@ -17,7 +17,7 @@ from dmr_gym.config import EnvConfig, load_config
 from dmr_gym.errors import ConfigError
 from dmr_gym.latency import make_latency_model
 from dmr_gym.tree.graph import RoutingTree, load_trees
-from dmr_gym.tree.values import TIE, Prices, best_values, step_seconds
+from dmr_gym.tree.values import TIE, Prices, best_values, prices_by_tokens, step_seconds
 from dmr_gym.types import IntArray
 
 Floats = NDArray[np.float64]
@@ -52,25 +52,31 @@ def read_outcomes(folder: Path, results: Mapping[str, Any], task_ids: Sequence[s
     Args:
         folder: of a panel, which agents/build_trees.py wrote.
         results: of the evaluation.
-        task_ids: which tasks; those without a tree are left out.
+        task_ids: which tasks; those without a tree of the same models and step cap are left out.
 
     Raises:
         ConfigError: the trees are damaged, or of other precisions.
     """
-    env = {key: value for key, value in results["env"].items() if value is not None}
-    env["backend"] = {"kind": "scripted"}  # nobody is asked
-    config = load_config(EnvConfig, base=env)
-    prices = Prices(
-        make_latency_model(config.latency, config.precisions), config.lambda_, config.invalid_action_penalty
-    )
+    config = config_of(results)
+    latency = make_latency_model(config.latency, config.precisions)
+    if not prices_by_tokens(latency):
+        return {}
+    prices = Prices(latency, config.lambda_, config.invalid_action_penalty)
     found = {}
     wanted = set(task_ids)
     for tree in load_trees(folder):
-        if tree.task_id in wanted and tree.settings.get("models") == results["models"]:
+        same = tree.settings.get("models") == results["models"] and tree.max_steps == config.max_steps
+        if tree.task_id in wanted and same:
             if tree.precisions != config.precisions:
                 raise ConfigError(f"{folder} has trees of {tree.precisions}, the evaluation has {config.precisions}")
             found[tree.task_id] = outcomes(tree, prices)
     return found
+
+
+def config_of(results: Mapping[str, Any]) -> EnvConfig:
+    """Keywords of the environment that an evaluation was made in, but for its backend, which nobody asks here."""
+    env = {key: value for key, value in results["env"].items() if value is not None}
+    return load_config(EnvConfig, base=env | {"backend": {"kind": "scripted"}})
 
 
 def outcomes(tree: RoutingTree, prices: Prices) -> TreeOutcomes:

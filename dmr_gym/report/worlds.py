@@ -44,7 +44,7 @@ def _world(task: str, precisions: tuple[str, ...], runs: Sequence[Run], budget: 
         title=titles[0] if titles else task or "other runs",
         precisions=precisions,
         evaluations=tuple(read_evaluation(run, runs, budget) for run in runs if run.kind == "evaluation"),
-        kls=tuple(read_kls(run) for run in runs if run.kind == "kl"),
+        kls=tuple(record for run in runs if run.kind == "kl" for record in read_kls(run, runs)),
         trainings=tuple(read_training(run) for run in runs if run.kind == "training"),
         missing=tuple(_missing(runs)),
     )

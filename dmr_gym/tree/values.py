@@ -30,6 +30,11 @@ TIE = 1e-9
 """Values that differ by no more count as equal: their sums were rounded in different orders."""
 
 
+def prices_by_tokens(latency: LatencyModel) -> bool:
+    """Whether the price of a call is a function of its tokens, so that a state has one, whichever way led there."""
+    return not isinstance(latency, CachedPrefixCost | WallClockLatency)
+
+
 @dataclass(frozen=True, slots=True)
 class Prices:
     """What an episode on a tree is worth; fields as in `dmr_gym.episode.Rules`.
@@ -52,7 +57,7 @@ class Prices:
 
     def __post_init__(self) -> None:
         """Check that a state has one price for an answer, whichever way led there."""
-        if isinstance(self.latency, CachedPrefixCost | WallClockLatency):
+        if not prices_by_tokens(self.latency):
             raise ConfigError(
                 "routing trees price a step by its tokens alone, so that all ways to a state share it: take a latency "
                 f"of kind 'token-linear', got {type(self.latency).__name__}"
