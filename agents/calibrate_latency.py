@@ -73,7 +73,7 @@ from dmr_gym.policies import EpisodeKey, FixedPrecision, Policy, RouterPolicy
 from dmr_gym.rollout import Trajectory, rollout
 from dmr_gym.router import PrecisionRouter
 from dmr_gym.runs import provenance, task_file_stem, write_atomically, write_json
-from dmr_gym.serving.settings import DEFAULT_BLOCK_TOKENS, read_serve_settings
+from dmr_gym.serving.settings import DEFAULT_BLOCK_TOKENS, read_serve_settings, served_device
 from dmr_gym.tables import write_tables
 from dmr_gym.training import claim_folder, stop_on_signal
 from dmr_gym.types import Backend
@@ -157,7 +157,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         versions={"python": made["python"], **{name: version for name, version in made["versions"].items() if version}},
         kinds=found.kinds,
         projected={name: f"{source} / {W3_SPEEDUP}" for name, source in projected.items()},
-        dequantized=dequantized_copies(with_world(config.backend, config.task), measured),
+        dequantized=dequantized_copies(with_world(config.backend, config.task), measured, served_device(args.config)),
         measurement={
             "env_id": env_id,
             "panel": args.panel,

@@ -23,7 +23,7 @@ from dmr_gym.errors import BackendError, ConfigError
 from dmr_gym.serving import Servers, ServeSettings, read_serve_settings
 from dmr_gym.serving.dequantized import dequantized_copy
 from dmr_gym.serving.servers import free_port, on_free_ports
-from dmr_gym.serving.settings import has_kernel
+from dmr_gym.serving.settings import served_device
 from dmr_gym.types import DistributionRequest
 from tests.recipes import load_recipe
 
@@ -184,6 +184,15 @@ def _toml(value: Any) -> str:
     return repr(value)
 
 
+def test_servers_compute_on_what_the_file_says(tmp_path: Path) -> None:
+    """On a GPU where it says nothing, has no servers, or is not there."""
+    files = {"none": "", "silent": "[serve]\nmodels = {low = 'm'}", "cpu": "[serve]\ndevice = 'cpu'"}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert [served_device(tmp_path / name) for name in files] == ["cuda", "cuda", "cpu"]
+    assert served_device(None) == "cuda"
+
+
 def test_a_file_without_the_table_is_told(tmp_path: Path) -> None:
     """With an example of one that has it."""
     (tmp_path / "c.toml").write_text("task = 'toy'")
@@ -308,6 +317,20 @@ def test_weights_without_a_kernel_are_served_dequantized(tmp_path: Path, vllm: F
     assert (copy / "model.safetensors").stat().st_mtime_ns == written
 
 
+def test_eight_bits_are_served_packed_on_a_gpu_and_unpacked_on_a_cpu(tmp_path: Path) -> None:
+    """W8A16, for which vLLM has a kernel on GPUs alone; people are told."""
+    said: list[str] = []
+    places = {}
+    for device in ("cuda", "cpu"):
+        settings = ServeSettings({"w8": "x"}, {"w8": [1]}, device=device)
+        servers = Servers(settings, tmp_path, say=said.append)
+        places[device] = Path(servers._place("w8", "embedded:alfworld/w8"))
+    assert {device: packed_bits(place) for device, place in places.items()} == {"cuda": 8, "cpu": None}
+    assert places["cpu"].parent == tmp_path / "dequantized"
+    assert len(said) == 1
+    assert "w8: embedded:alfworld/w8 is served dequantized: no kernel for 8-bit weights on this CPU" in said[0]
+
+
 # -------------------------------------------------------------------------------------------------------- the recipe
 
 
@@ -378,23 +401,3 @@ def test_a_backend_that_looks_elsewhere_is_noted() -> None:
     assert "asks no server" in mismatches(settings, {"kind": "embedded"})[0]
     notes = mismatches(settings, {**fitting, "model": {"low": "n"}, "urls": {"low": ["http://127.0.0.1:9/v1"]}})
     assert ["looks for low" in notes[0], "asks for low as 'n', served as 'm'" in notes[1]] == [True, True]
-
-
-def test_four_bits_need_avx_512_on_x86_processors_and_eight_need_rounded_activations(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Without it they have no kernel on the CPU, as 3 bits never have; GPUs and other processors need no flag."""
-    old, new = tmp_path / "old", tmp_path / "new"
-    old.write_text("model name : x\nflags\t\t: fpu avx avx2\n")
-    new.write_text("model name : x\nflags\t\t: fpu avx avx2 avx512f\n")
-    monkeypatch.setattr("platform.machine", lambda: "x86_64")
-    assert [has_kernel(4, 16, "cpu", old), has_kernel(4, 16, "cpu", new)] == [False, True]
-    assert [has_kernel(4, 16, "cuda", old), has_kernel(4, 16, "cpu", tmp_path / "none")] == [True, True]
-    assert [has_kernel(8, 8, "cpu", old), has_kernel(8, 16, "cpu", new), has_kernel(8, 16, "cuda")] == [
-        True,
-        False,
-        True,
-    ]
-    assert not any(has_kernel(3, 16, device, new) for device in ("cpu", "cuda"))
-    monkeypatch.setattr("platform.machine", lambda: "aarch64")
-    assert has_kernel(4, 16, "cpu", old)
