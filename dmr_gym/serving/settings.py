@@ -23,6 +23,9 @@ OURS = {
 }
 """Flags that would contradict a setting."""
 
+OURS_ON_CPU = "--worker-extension-cls"
+"""The flag that `WORKER_EXTENSION` needs."""
+
 DEFAULT_BLOCK_TOKENS = {"cuda": 16, "cpu": 128}
 """vLLM's --block-size by device."""
 
@@ -86,8 +89,13 @@ class ServeSettings:
                 f"[serve] ports must be different numbers from 1 to 65535, at least one each, got {ports}"
             )
         for flag in self.flags:
-            if flag.partition("=")[0] in OURS:
-                raise ConfigError(f"[serve] flags cannot have {flag}: set {OURS[flag.partition('=')[0]]} instead")
+            name = flag.partition("=")[0].replace("_", "-")  # vLLM takes either
+            if name in OURS:
+                raise ConfigError(f"[serve] flags cannot have {flag}: set {OURS[name]} instead")
+            if name == OURS_ON_CPU and self.device == "cpu":
+                raise ConfigError(
+                    f'[serve] flags cannot have {flag} where device = "cpu": servers there need {WORKER_EXTENSION}'
+                )
         for name, places, device in (("gpus", self.gpus, "cuda"), ("cores", self.cores, "cpu")):
             if places and device != self.device:
                 raise ConfigError(f'[serve] {name} is for device = "{device}", but device is "{self.device}"')
@@ -151,7 +159,7 @@ class ServeSettings:
         if self.kv_cache_gib is not None:
             command += ["--kv-cache-memory-bytes", str(int(self.kv_cache_gib * 2**30))]
         if self.device == "cpu":
-            command += ["--enforce-eager", "--worker-extension-cls", WORKER_EXTENSION]
+            command += ["--enforce-eager", OURS_ON_CPU, WORKER_EXTENSION]
         return [*command, *self.flags]
 
     def environment(self, precision: str, index: int, api_key: str | None = None) -> dict[str, str]:
