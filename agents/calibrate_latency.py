@@ -150,6 +150,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     found = estimate(sessions, routed, projected, **options)
     switched = time_all_switches(backend, config, measured, args) if args.switches else {}
     made = provenance()
+    made["versions"] |= server_versions(backend, config)
     profile = Profile(
         date=time.strftime("%Y-%m-%d", time.gmtime()),
         command=shlex.join(["python", "agents/calibrate_latency.py", *(sys.argv[1:] if argv is None else argv)]),
@@ -215,6 +216,12 @@ def connect(config: EnvConfig) -> Backend:
     if config.backend.get("kind") == "vllm":
         settings = {**settings, "cache_salt": secrets.token_hex(8)}
     return make_backend(settings, config.precisions)
+
+
+def server_versions(backend: Any, config: EnvConfig) -> dict[str, str]:
+    """The version of vLLM behind a backend of that kind; nothing where no server tells."""
+    told = backend.server_versions() if config.backend.get("kind") == "vllm" else ()
+    return {"vllm": ", ".join(told)} if told else {}
 
 
 def block_tokens(args: argparse.Namespace, config: EnvConfig) -> int:

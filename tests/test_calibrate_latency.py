@@ -280,6 +280,26 @@ def test_copies_that_servers_on_a_cpu_unpack_are_labelled(recipe, serve, tmp_pat
     assert load_profile(str(tmp_path / "out" / "profile.toml")).dequantized == found
 
 
+@pytest.mark.parametrize(
+    ("versions", "told"),
+    [
+        (("0.11.0", "0.11.0"), "0.11.0"),
+        (("0.12.0", "0.11.0"), "0.11.0, 0.12.0"),
+        (("", "0.11.0"), "0.11.0"),
+        (("", ""), None),
+    ],
+)
+def test_the_version_of_vllm_is_told_by_its_servers(recipe, serve, tmp_path, versions, told):
+    """In the profile and in the results; servers that do not tell are left out."""
+    options, servers = _served(serve, tmp_path)
+    for server, version in zip(servers, versions, strict=True):
+        server.version = version
+    recipe.main([*options, "--out", str(tmp_path / "out"), "--num-envs", "2"])
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    profile = load_profile(str(tmp_path / "out" / "profile.toml"))
+    assert [kept.get("vllm") for kept in (results["versions"], profile.versions)] == [told, told]
+
+
 def test_decisions_are_timed_in_step_on_servers_too(recipe, serve, tmp_path, monkeypatch):
     """Rows of both episodes are embedded together, not one by one as the answers come."""
     sizes = []
