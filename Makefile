@@ -21,6 +21,7 @@ READY_TRAIN := $(VENV)/.ready-train-$(KEY)
 READY_DEV := $(VENV)/.ready-dev-$(KEY)
 VLLM_VENV := .venv-vllm
 VLLM_PY := $(VLLM_VENV)/bin/python
+VLLM_PIP := $(VLLM_PY) -m pip --disable-pip-version-check --no-input -q install
 VLLM_TORCH := $(TORCH)$(if $(filter Linux,$(shell uname -s)),+cpu)
 READY_VLLM := $(VLLM_VENV)/.ready-$(shell cksum constraints-vllm.txt | cut -d ' ' -f 1)
 RUN := runs/demo
@@ -99,7 +100,9 @@ $(READY_TRAIN) $(READY_DEV):
 	@rm -f $(VENV)/.ready-*; touch $@; if [ $@ = $(READY_DEV) ]; then touch $(READY_TRAIN); fi
 
 $(READY_VLLM): | $(READY_TRAIN)
-	@rm -rf $(VLLM_VENV); $(PY) -m venv $(VLLM_VENV)
-	@$(VLLM_PY) -m pip --disable-pip-version-check --no-input -q install $(TORCH_ARGS) $(VLLM_TORCH)
-	@$(VLLM_PY) -m pip --disable-pip-version-check --no-input -q install --no-deps -r constraints-vllm.txt
+	@rm -rf $(VLLM_VENV)
+	@$(PY) -m venv $(VLLM_VENV) \
+		&& $(VLLM_PIP) $(TORCH_ARGS) $(VLLM_TORCH) \
+		&& $(VLLM_PIP) --no-deps -r constraints-vllm.txt \
+		|| { rm -rf $(VLLM_VENV); exit 1; }
 	@touch $@

@@ -73,6 +73,7 @@ from dmr_gym.metrics import Difference, paired_difference
 from dmr_gym.parts import prices_of
 from dmr_gym.records import read_policies
 from dmr_gym.runs import file_digest, provenance, write_atomically, write_json
+from dmr_gym.serving.settings import served_device
 from dmr_gym.tables import Table, write_tables
 from dmr_gym.training import SETTINGS_FILE
 
@@ -278,7 +279,7 @@ def finish(args: argparse.Namespace, rest: Sequence[str], table: Table, found: M
 def evaluated(args: argparse.Namespace, variants: Sequence[Variant]) -> dict[str, Any]:
     """Where variants were evaluated, and what was found, as plain data."""
     env_id, config = chosen_env(args, args.out / "cache")
-    world = {"env_id": env_id, "env": asdict(config), "latency": asdict(prices_of(config))}
+    world = {"env_id": env_id, "env": asdict(config), "latency": asdict(prices_of(config, served_device(args.config)))}
     return {**world, "variants": [variant.as_data() for variant in variants]}
 
 

@@ -73,7 +73,7 @@ from dmr_gym.policies import EpisodeKey, FixedPrecision, Policy, RouterPolicy
 from dmr_gym.rollout import Trajectory, rollout
 from dmr_gym.router import PrecisionRouter
 from dmr_gym.runs import provenance, task_file_stem, write_atomically, write_json
-from dmr_gym.serving.settings import DEFAULT_BLOCK_TOKENS, read_serve_settings
+from dmr_gym.serving.settings import DEFAULT_BLOCK_TOKENS, read_serve_settings, served_device
 from dmr_gym.tables import write_tables
 from dmr_gym.training import claim_folder, stop_on_signal
 from dmr_gym.types import Backend
@@ -150,6 +150,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     found = estimate(sessions, routed, projected, **options)
     switched = time_all_switches(backend, config, measured, args) if args.switches else {}
     made = provenance()
+    made["versions"] |= server_versions(backend, config)
     profile = Profile(
         date=time.strftime("%Y-%m-%d", time.gmtime()),
         command=shlex.join(["python", "agents/calibrate_latency.py", *(sys.argv[1:] if argv is None else argv)]),
@@ -157,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         versions={"python": made["python"], **{name: version for name, version in made["versions"].items() if version}},
         kinds=found.kinds,
         projected={name: f"{source} / {W3_SPEEDUP}" for name, source in projected.items()},
-        dequantized=dequantized_copies(with_world(config.backend, config.task), measured),
+        dequantized=dequantized_copies(with_world(config.backend, config.task), measured, served_device(args.config)),
         measurement={
             "env_id": env_id,
             "panel": args.panel,
@@ -215,6 +216,12 @@ def connect(config: EnvConfig) -> Backend:
     if config.backend.get("kind") == "vllm":
         settings = {**settings, "cache_salt": secrets.token_hex(8)}
     return make_backend(settings, config.precisions)
+
+
+def server_versions(backend: Any, config: EnvConfig) -> dict[str, str]:
+    """The version of vLLM behind a backend of that kind; nothing where no server tells."""
+    told = backend.server_versions() if config.backend.get("kind") == "vllm" else ()
+    return {"vllm": ", ".join(told)} if told else {}
 
 
 def block_tokens(args: argparse.Namespace, config: EnvConfig) -> int:

@@ -68,6 +68,7 @@ from dmr_gym.result_tables import DIGITS
 from dmr_gym.rollout import Trajectory, rollout
 from dmr_gym.router import PrecisionRouter
 from dmr_gym.runs import provenance, write_atomically, write_json
+from dmr_gym.serving.settings import served_device
 from dmr_gym.tables import Table, number, percent, with_interval
 from dmr_gym.training import read_history
 
@@ -131,6 +132,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args, rest = parse_args(argv)
     pyplot()  # where nothing can be drawn that is said now, not after the last training
     env_id, config = chosen_env(args, args.out / "cache")
+    prices = prices_of(config, served_device(args.config))
     settings = list(itertools.product(args.advantages, args.lambdas, range(args.seeds)))
     for advantages, lambda_, seed in settings:
         train(args, rest, config, advantages, lambda_, seed)
@@ -138,7 +140,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         contenders = play(envs, config, args)
         precisions = envs.precisions
     rows = tabulate(contenders, args)
-    prices = prices_of(config)
     record = {
         "settings": settings_of(args),
         "training_options": rest,

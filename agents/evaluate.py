@@ -78,6 +78,7 @@ from dmr_gym.result_tables import result_tables
 from dmr_gym.results import ROUTED, Results, of_tasks, oracle_points, read_oracle, tabulate
 from dmr_gym.router import PrecisionRouter
 from dmr_gym.runs import file_digest, provenance, write_atomically, write_json
+from dmr_gym.serving.settings import served_device
 from dmr_gym.tables import write_tables
 from dmr_gym.tasks import make_task
 from dmr_gym.training import stop_on_signal
@@ -208,7 +209,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "env_id": env_id,
             "env": asdict(config),
             "precisions": list(config.precisions),
-            "latency": asdict(prices_of(config)),
+            "latency": asdict(prices_of(config, served_device(args.config))),
             **digests,
             "routers": [describe(team) for team in teams],
             "calibrations": [asdict(calibration) for calibration in calibrations],

@@ -39,6 +39,7 @@ from dmr_gym.policies import Policy, RandomPolicy, RouterPolicy
 from dmr_gym.rollout import rollout
 from dmr_gym.router import PrecisionRouter
 from dmr_gym.runs import content_address, provenance, write_atomically, write_json
+from dmr_gym.serving.settings import served_device
 from dmr_gym.tables import write_tables
 from dmr_gym.tree.answers import check_trees, check_world
 from dmr_gym.tree.decisions import harmless_actions
@@ -127,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     best_after = {x: decisions_at_highest(trees, price, values[x]) for x, price in prices.items()}
     decisions = best_after[config.lambda_]
     kls, labels, curves = judge_labels(trees, decisions, args)
-    source = prices_of(config)
+    source = prices_of(config, served_device(args.config))
     origin = oracle_origin(config, trees[0].settings.get("models", {}))
     record = {
         "settings": settings_of(args),

@@ -88,10 +88,15 @@ def build_parts(settings: Mapping[str, Any], copies: int = 1) -> Parts:
     return Parts(episodes, backend, encoder, rules, tuple(tasks[0].task_ids), tuple(built))
 
 
-def prices_of(config: EnvConfig) -> PriceSource:
-    """Where an environment's times come from, and which of them are projected, or those of unpacked weights."""
+def prices_of(config: EnvConfig, device: str = "cuda") -> PriceSource:
+    """Where an environment's times come from, and which of them are projected, or those of unpacked weights.
+
+    Args:
+        config: the environment.
+        device: that its servers compute on, where it has any.
+    """
     backend = with_world(config.backend, config.task)
-    return price_source(config.latency, config.precisions, dequantized_copies(backend, config.precisions))
+    return price_source(config.latency, config.precisions, dequantized_copies(backend, config.precisions, device))
 
 
 def routing_spaces(rules: Rules) -> tuple[spaces.Space[FloatArray], spaces.Space[np.int64]]:

@@ -73,6 +73,7 @@ class FakeServer:
         self.key = key
         self.chat = chat
         self.root = model
+        self.version = "0.11.0"
         self.calls: list[Call] = []
         self.failures: list[Failure] = []
         self.delay_s = 0.0
@@ -134,6 +135,8 @@ class FakeServer:
         body = call.body
         if call.path == "/v1/models":
             return 200, {"data": [{"id": self.model, "root": self.root, "max_model_len": self.context}]}
+        if call.path == "/version":
+            return (200, {"version": self.version}) if self.version else (404, {"detail": "Not Found"})
         if body.get("model") not in (None, self.model):
             return 404, _error(f"The model `{body['model']}` does not exist.")
         if call.path == "/detokenize":
@@ -227,7 +230,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             self.connection.close()
             return
-        content = json.dumps(data).encode()
+        content = data if isinstance(data, bytes) else json.dumps(data).encode()
         self.send_response(status)
         for name, value in {"Content-Type": "application/json", "Content-Length": len(content), **headers}.items():
             self.send_header(name, str(value))

@@ -156,7 +156,7 @@ def test_a_copy_that_was_measured_unpacked_is_labelled(recipe, tmp_path, capsys,
     """In the profile, in the table, below it, and beside what is projected from it."""
     asked = []
 
-    def dequantized(backend, precisions):
+    def dequantized(backend, precisions, device):
         asked.append((backend["kind"], list(precisions)))
         return {"w4": "dequantized: unpacked at load"}
 
@@ -212,18 +212,21 @@ def test_steps_that_are_forced_are_no_decisions(recipe, tmp_path):
     assert all(0 < session["decisions"] < len(session["calls"]) for session in sessions)
 
 
-def _served(serve, folder: Path, flags: str = "[]") -> tuple[list[str], list[FakeServer]]:
-    """Options for the toy world behind two stand-ins of vLLM, with [serve] that has these flags; and the two."""
+def _served(
+    serve, folder: Path, flags: str = "[]", device: str = "cuda", low: str = "low"
+) -> tuple[list[str], list[FakeServer]]:
+    """Options for the toy world behind two stand-ins of vLLM, with [serve] that says so; and the two."""
     signs = re.compile("left|right")  # the last one in the prompt, where it has any
-    servers = [serve(name, lambda text, seed: f"go {['left', *signs.findall(text)][-1]}") for name in ("low", "high")]
-    urls = ", ".join(f'{server.model} = ["{server.url}"]' for server in servers)
+    servers = [serve(name, lambda text, seed: f"go {['left', *signs.findall(text)][-1]}") for name in (low, "high")]
+    urls = ", ".join(f'{name} = ["{server.url}"]' for name, server in zip(("low", "high"), servers, strict=True))
     config = folder / "served.toml"
     config.write_text(
         'task = "toy"\nprecisions = ["low", "high"]\nmax_steps = 5\n'
         "latency = {ms_per_token = {low = 1, high = 1}, router_ms = 0}\n"
         'encoder = {kind = "hash", dim = 8}\n'
-        f'[backend]\nkind = "vllm"\nmodel = {{low = "low", high = "high"}}\nurls = {{{urls}}}\n'
-        f'[serve]\nmodels = {{low = "low", high = "high"}}\nports = {{low = [1], high = [2]}}\nflags = {flags}\n'
+        f'[backend]\nkind = "vllm"\nmodel = {{low = "{low}", high = "high"}}\nurls = {{{urls}}}\n'
+        f'[serve]\nmodels = {{low = "{low}", high = "high"}}\nports = {{low = [1], high = [2]}}\nflags = {flags}\n'
+        f'device = "{device}"\n'
     )
     return ["--config", str(config), "--resamples", "10", "--tasks", "2", *TINY], servers
 
@@ -265,6 +268,36 @@ def test_servers_are_measured_with_prefix_caches_that_begin_empty(recipe, serve,
     asked = [call.body["cache_salt"] for server in servers for call in server.completions]
     switches = 2 * 2 * 3  # tasks, precisions, steps
     assert sorted(asked.count(salt) for salt in set(asked))[:-1] == [2] * (2 * switches)
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_copies_that_servers_on_a_cpu_unpack_are_labelled(recipe, serve, tmp_path, device):
+    """W8A16 is served unpacked where [serve] says "cpu", so its latency is not that of 8 bits."""
+    options, _ = _served(serve, tmp_path, device=device, low="embedded:alfworld/w8")
+    recipe.main([*options, "--out", str(tmp_path / "out"), "--num-envs", "2"])
+    found = json.loads((tmp_path / "out" / "results.json").read_text())["profile"]["dequantized"]
+    assert found == ({} if device == "cuda" else {"low": "dequantized: no kernel for 8-bit weights on this CPU"})
+    assert load_profile(str(tmp_path / "out" / "profile.toml")).dequantized == found
+
+
+@pytest.mark.parametrize(
+    ("versions", "told"),
+    [
+        (("0.11.0", "0.11.0"), "0.11.0"),
+        (("0.12.0", "0.11.0"), "0.11.0, 0.12.0"),
+        (("", "0.11.0"), "0.11.0"),
+        (("", ""), None),
+    ],
+)
+def test_the_version_of_vllm_is_told_by_its_servers(recipe, serve, tmp_path, versions, told):
+    """In the profile and in the results; servers that do not tell are left out."""
+    options, servers = _served(serve, tmp_path)
+    for server, version in zip(servers, versions, strict=True):
+        server.version = version
+    recipe.main([*options, "--out", str(tmp_path / "out"), "--num-envs", "2"])
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    profile = load_profile(str(tmp_path / "out" / "profile.toml"))
+    assert [kept.get("vllm") for kept in (results["versions"], profile.versions)] == [told, told]
 
 
 def test_decisions_are_timed_in_step_on_servers_too(recipe, serve, tmp_path, monkeypatch):

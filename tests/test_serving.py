@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import runpy
+import shutil
 import signal
 import socket
 import subprocess
@@ -10,6 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,7 +26,7 @@ from dmr_gym.errors import BackendError, ConfigError
 from dmr_gym.serving import Servers, ServeSettings, read_serve_settings
 from dmr_gym.serving.dequantized import dequantized_copy
 from dmr_gym.serving.servers import free_port, on_free_ports
-from dmr_gym.serving.settings import has_kernel
+from dmr_gym.serving.settings import IN_WORKER, WORKER_EXTENSION, served_device
 from dmr_gym.types import DistributionRequest
 from tests.recipes import load_recipe
 
@@ -114,6 +117,35 @@ def test_activations_of_4_bit_copies_keep_16_bits_unless_asked_otherwise(monkeyp
     assert settings.environment("low", 0)["VLLM_CPU_INT4_W4A8"] == "1"
 
 
+def _import_extension(monkeypatch: pytest.MonkeyPatch, *, supported: bool, granted: bool) -> tuple[Any, int]:
+    """Import what workers import, beside a PyTorch that answers so; also how often it was asked for AMX."""
+    asked: list[bool] = []
+
+    def ask() -> bool:
+        asked.append(granted)
+        return granted
+
+    cpu = SimpleNamespace(_init_amx=ask, _is_amx_tile_supported=lambda: supported)
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cpu=cpu))
+    return SimpleNamespace(**runpy.run_path(str(IN_WORKER / f"{WORKER_EXTENSION.split('.')[0]}.py"))), len(asked)
+
+
+@pytest.mark.parametrize(("supported", "granted"), [(True, True), (False, False)])
+def test_workers_ask_for_amx_and_find_their_class(
+    monkeypatch: pytest.MonkeyPatch, supported: bool, granted: bool
+) -> None:
+    """Once, by the name that --worker-extension-cls gives; a processor without AMX is no mistake."""
+    module, asked = _import_extension(monkeypatch, supported=supported, granted=granted)
+    assert isinstance(getattr(module, WORKER_EXTENSION.split(".")[1]), type)
+    assert asked == 1
+
+
+def test_workers_say_that_linux_refuses_amx(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the processor has it; else the first call would end them without a word."""
+    with pytest.raises(RuntimeError, match="has AMX, but Linux does not give this process its tile registers"):
+        _import_extension(monkeypatch, supported=True, granted=False)
+
+
 @pytest.mark.parametrize(
     ("flags", "device", "tokens"),
     [
@@ -158,6 +190,11 @@ def test_servers_for_tests_lie_on_free_ports_and_take_turns_on_the_cores() -> No
         ({"ports": {"low": [1], "high": [70000]}}, "from 1 to 65535"),
         ({"flags": ["--port", "1"]}, "flags cannot have --port: set ports instead"),
         ({"flags": ["--api-key=x"]}, r"flags cannot have --api-key=x: set api_key_env of \[backend\] instead"),
+        ({"flags": ["--served_model_name", "x"]}, "flags cannot have --served_model_name: set models"),
+        (
+            {"device": "cpu", "flags": ["--worker_extension_cls=x.Y"]},
+            'flags cannot have --worker_extension_cls=x.Y where device = "cpu": servers there need amx_tiles',
+        ),
         ({"cores": {"low": ["0"]}}, 'cores is for device = "cpu", but device is "cuda"'),
         ({"gpus": {"low": ["0", "1"]}}, r"an entry for each port of a precision, got low = \['0', '1'\] beside"),
         ({"gpus": {"lwo": ["0"]}}, "an entry for each port of a precision, got lwo"),
@@ -184,6 +221,15 @@ def _toml(value: Any) -> str:
     return repr(value)
 
 
+def test_servers_compute_on_what_the_file_says(tmp_path: Path) -> None:
+    """On a GPU where it says nothing, has no servers, or is not there."""
+    files = {"none": "", "silent": "[serve]\nmodels = {low = 'm'}", "cpu": "[serve]\ndevice = 'cpu'"}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert [served_device(tmp_path / name) for name in files] == ["cuda", "cuda", "cpu"]
+    assert served_device(None) == "cuda"
+
+
 def test_a_file_without_the_table_is_told(tmp_path: Path) -> None:
     """With an example of one that has it."""
     (tmp_path / "c.toml").write_text("task = 'toy'")
@@ -197,6 +243,25 @@ def test_an_interpreter_without_vllm_is_told(tmp_path: Path) -> None:
         settings = ServeSettings({"low": "m"}, {"low": [free_port()]}, python=python)
         with pytest.raises(ConfigError, match=r"has no vLLM: `make vllm` builds .venv-vllm.*python of \[serve\]"):
             Servers(settings, tmp_path, progress=False).__enter__()
+
+
+@pytest.mark.skipif(not (shutil.which("make") and shutil.which("bash")), reason="needs make and bash")
+@pytest.mark.parametrize("works", [True, False])
+def test_make_vllm_leaves_an_environment_only_if_it_is_whole(tmp_path: Path, works: bool) -> None:
+    """Half of one would be taken for vLLM by whoever finds its interpreter."""
+    for name in ("Makefile", "constraints.txt", "constraints-vllm.txt", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "ready").touch()
+    pip = f"#!/bin/sh\nfor word; do [ $word = constraints-vllm.txt ] && exit {0 if works else 1}; done; exit 0\n"
+    (tmp_path / "pip").write_text(pip)
+    (tmp_path / "python").write_text('#!/bin/sh\nmkdir -p "$3/bin" && cp pip "$3/bin/python"\n')  # python -m venv $3
+    for name in ("pip", "python"):
+        (tmp_path / name).chmod(0o755)
+    command = ["make", "vllm", "PY=./python", "READY_TRAIN=ready"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=60, check=False)
+    assert (done.returncode == 0) == works, done.stderr
+    assert (tmp_path / ".venv-vllm" / "bin" / "python").is_file() == works
+    assert (tmp_path / ".venv-vllm").exists() == works
 
 
 # --------------------------------------------------------------------------------------------------- life and death
@@ -308,6 +373,20 @@ def test_weights_without_a_kernel_are_served_dequantized(tmp_path: Path, vllm: F
     assert (copy / "model.safetensors").stat().st_mtime_ns == written
 
 
+def test_eight_bits_are_served_packed_on_a_gpu_and_unpacked_on_a_cpu(tmp_path: Path) -> None:
+    """W8A16, for which vLLM has a kernel on GPUs alone; people are told."""
+    said: list[str] = []
+    places = {}
+    for device in ("cuda", "cpu"):
+        settings = ServeSettings({"w8": "x"}, {"w8": [1]}, device=device)
+        servers = Servers(settings, tmp_path, say=said.append)
+        places[device] = Path(servers._place("w8", "embedded:alfworld/w8"))
+    assert {device: packed_bits(place) for device, place in places.items()} == {"cuda": 8, "cpu": None}
+    assert places["cpu"].parent == tmp_path / "dequantized"
+    assert len(said) == 1
+    assert "w8: embedded:alfworld/w8 is served dequantized: no kernel for 8-bit weights on this CPU" in said[0]
+
+
 # -------------------------------------------------------------------------------------------------------- the recipe
 
 
@@ -378,23 +457,3 @@ def test_a_backend_that_looks_elsewhere_is_noted() -> None:
     assert "asks no server" in mismatches(settings, {"kind": "embedded"})[0]
     notes = mismatches(settings, {**fitting, "model": {"low": "n"}, "urls": {"low": ["http://127.0.0.1:9/v1"]}})
     assert ["looks for low" in notes[0], "asks for low as 'n', served as 'm'" in notes[1]] == [True, True]
-
-
-def test_four_bits_need_avx_512_on_x86_processors_and_eight_need_rounded_activations(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Without it they have no kernel on the CPU, as 3 bits never have; GPUs and other processors need no flag."""
-    old, new = tmp_path / "old", tmp_path / "new"
-    old.write_text("model name : x\nflags\t\t: fpu avx avx2\n")
-    new.write_text("model name : x\nflags\t\t: fpu avx avx2 avx512f\n")
-    monkeypatch.setattr("platform.machine", lambda: "x86_64")
-    assert [has_kernel(4, 16, "cpu", old), has_kernel(4, 16, "cpu", new)] == [False, True]
-    assert [has_kernel(4, 16, "cuda", old), has_kernel(4, 16, "cpu", tmp_path / "none")] == [True, True]
-    assert [has_kernel(8, 8, "cpu", old), has_kernel(8, 16, "cpu", new), has_kernel(8, 16, "cuda")] == [
-        True,
-        False,
-        True,
-    ]
-    assert not any(has_kernel(3, 16, device, new) for device in ("cpu", "cuda"))
-    monkeypatch.setattr("platform.machine", lambda: "aarch64")
-    assert has_kernel(4, 16, "cpu", old)

@@ -368,6 +368,29 @@ def test_the_key_comes_from_the_environment_and_shows_nowhere(
         connect(server, api_key_env="SERVER_KEY")
 
 
+@pytest.mark.parametrize("path", ["/v1/completions", "/tokenize", "/detokenize"])
+@pytest.mark.parametrize(
+    "answer",
+    [b"sk-secret is welcome", {"hello": "sk-secret"}, b"x" * 76 + b"sk-secret", {"hello": "x" * 105 + "sk-secret"}],
+)
+def test_the_key_is_not_quoted_from_answers_that_are_not_understood(
+    serve: Serve, connect: Any, monkeypatch: pytest.MonkeyPatch, path: str, answer: Any
+) -> None:
+    """Of status 200, JSON or not; nor a part of the key, where it lies across the end of the quotation."""
+    monkeypatch.setenv("SERVER_KEY", "sk-secret")
+    server = serve("m", key="sk-secret")
+    understood = server._route
+    server._route = lambda call: (200, answer) if call.path == path else understood(call)  # type: ignore[method-assign]
+    backend = connect(server, api_key_env="SERVER_KEY")
+    with pytest.raises(BackendError, match="answered ") as scored:
+        backend.token_distributions([DistributionRequest("p", "a", "low", top_k=1)])
+    assert "sk-" not in str(scored.value)
+    if path == "/v1/completions":
+        with pytest.raises(BackendError, match="answered ") as generated:
+            backend.generate([Request("p", "low")])
+        assert "sk-" not in str(generated.value)
+
+
 def test_a_proxy_of_the_environment_does_not_stand_before_this_machine(
     serve: Serve, connect: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

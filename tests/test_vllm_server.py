@@ -9,23 +9,28 @@ import itertools
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 
 from dmr_gym.backends import make_backend
+from dmr_gym.backends.kernels import has_kernel, packed_bits
 from dmr_gym.command_line import make_envs
 from dmr_gym.config import EnvConfig, load_config
 from dmr_gym.episode import Turn
+from dmr_gym.errors import ConfigError
 from dmr_gym.kl import token_kl
 from dmr_gym.policies import FixedPrecision, RandomPolicy
 from dmr_gym.rollout import Trajectory, rollout
 from dmr_gym.serving import Servers, read_serve_settings
 from dmr_gym.serving.servers import on_free_ports
+from dmr_gym.serving.settings import check_interpreter
 from dmr_gym.types import Backend, DistributionRequest
 from tests.recipes import load_recipe
 
@@ -34,11 +39,34 @@ PYTHON = ROOT / ".venv-vllm" / "bin" / "python"
 CONFIG = ROOT / "configs" / "vllm-cpu.toml"
 PRECISIONS = ("w4", "bf16")
 
+BUDGET_S = 600.0
+"""No test begins later than this after the first. Two cores start two servers in less than a minute, a busy machine in
+several."""
+
+
+def _has_vllm() -> bool:
+    try:
+        check_interpreter(str(PYTHON))
+    except ConfigError:
+        return False
+    return True
+
+
 pytestmark = [
-    pytest.mark.skipif(not PYTHON.is_file(), reason="needs vLLM in .venv-vllm: `make vllm` installs it"),
-    # Two cores start two servers in less than a minute; the servers of a busy machine take several.
-    pytest.mark.timeout(900),
+    pytest.mark.skipif(not _has_vllm(), reason="needs vLLM in .venv-vllm: `make vllm` installs it"),
+    pytest.mark.timeout(BUDGET_S),
 ]
+
+
+@pytest.fixture(scope="module")
+def end() -> float:
+    """When the budget is spent, by the monotonic clock."""
+    return time.monotonic() + BUDGET_S
+
+
+@pytest.fixture(autouse=True)
+def _budget(end: float) -> None:
+    assert time.monotonic() < end, f"the tests before took more than {BUDGET_S:g} s: the machine is too busy for them"
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +105,14 @@ def turns(config: EnvConfig, local: Backend) -> list[Turn]:
     episodes = rollout(envs, FixedPrecision(1), envs.task_ids[:4], keep_turns=True)
     envs.close()
     return [turn for episode in episodes for turn in episode.turns]
+
+
+def test_the_packed_copy_is_served_where_this_processor_has_a_kernel(servers: Servers) -> None:
+    """With AVX-512 the server of w4 computes with 4 bits, else with its weights unpacked; bf16 was never packed."""
+    expected = {"w4": 4 if has_kernel(4, 16, "cpu") else None, "bf16": None}
+    for name, [url] in servers.urls.items():
+        [model] = httpx.get(f"{url}/models", timeout=60.0, trust_env=False).json()["data"]
+        assert packed_bits(Path(model["root"])) == expected[name]
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

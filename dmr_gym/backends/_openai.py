@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,9 @@ NEUTRAL = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penal
 
 TOKEN_ID = "token_id:"
 """How vLLM begins the name of an entry where it is asked for token ids."""
+
+Redact = Callable[[str], str]
+"""Takes secrets out of an answer before a message quotes it."""
 
 
 def prompt_fields(prompt: Prompt, template_options: Mapping[str, Any]) -> dict[str, Any]:
@@ -65,7 +68,7 @@ def next_token_fields(tokens: str | Sequence[int], top_k: int | None) -> dict[st
     return {"prompt": prompt, "max_tokens": 1, "temperature": 0.0, **NEUTRAL, **asked}
 
 
-def read_completion(data: Any, seconds: float, url: str) -> Completion:
+def read_completion(data: Any, seconds: float, url: str, redact: Redact = str) -> Completion:
     """Turn an answer of /completions or /chat/completions into our record.
 
     Raises:
@@ -77,7 +80,7 @@ def read_completion(data: Any, seconds: float, url: str) -> Completion:
         text = choice["text"] if message is None else message["content"]
         prompt_tokens, new_tokens = int(usage["prompt_tokens"]), int(usage["completion_tokens"])
     except (KeyError, IndexError, TypeError, AttributeError) as error:
-        raise _unexpected(url, data, "a choice with its text, and usage with token counts") from error
+        raise _unexpected(url, redact, data, "a choice with its text, and usage with token counts") from error
     if message is not None and any(message.get(name) for name in ("reasoning", "reasoning_content", "tool_calls")):
         raise BackendError(
             f"the server at {url} takes reasoning or tool calls out of its answers, which prompts here need whole: "
@@ -92,23 +95,23 @@ def read_completion(data: Any, seconds: float, url: str) -> Completion:
     )
 
 
-def read_token_ids(data: Any, url: str) -> list[int]:
+def read_token_ids(data: Any, url: str, redact: Redact = str) -> list[int]:
     """Read an answer of vLLM's /tokenize."""
     try:
         return [int(token) for token in data["tokens"]]
     except (KeyError, TypeError, ValueError) as error:
-        raise _unexpected(url, data, "tokens from /tokenize, as vLLM has it") from error
+        raise _unexpected(url, redact, data, "tokens from /tokenize, as vLLM has it") from error
 
 
-def read_token_text(data: Any, url: str) -> str:
+def read_token_text(data: Any, url: str, redact: Redact = str) -> str:
     """Read an answer of vLLM's /detokenize."""
     try:
         return str(data["prompt"])
     except (KeyError, TypeError) as error:
-        raise _unexpected(url, data, "a prompt from /detokenize, as vLLM has it") from error
+        raise _unexpected(url, redact, data, "a prompt from /detokenize, as vLLM has it") from error
 
 
-def read_logprobs(data: Any, url: str) -> dict[int, float]:
+def read_logprobs(data: Any, url: str, redact: Redact = str) -> dict[int, float]:
     """Read the log-probabilities of the first new token, by token id.
 
     Raises:
@@ -119,7 +122,7 @@ def read_logprobs(data: Any, url: str) -> dict[int, float]:
         entries = (logprobs or {}).get("top_logprobs")
         found = dict(entries[0]) if entries else {}
     except (KeyError, IndexError, TypeError, AttributeError) as error:
-        raise _unexpected(url, data, "a choice with top_logprobs") from error
+        raise _unexpected(url, redact, data, "a choice with top_logprobs") from error
     if not found:
         raise BackendError(
             f"the server at {url} gives no log-probabilities, from which KL is computed: start vLLM with "
@@ -168,5 +171,5 @@ def to_distributions(
     return TokenDistributions(np.asarray(token_ids, dtype=np.int64), tuple(texts), logprobs, kept)
 
 
-def _unexpected(url: str, data: Any, expected: str) -> BackendError:
-    return BackendError(f"the server at {url} answered {json.dumps(data)[:120]}; expected {expected}")
+def _unexpected(url: str, redact: Redact, data: Any, expected: str) -> BackendError:
+    return BackendError(f"the server at {url} answered {redact(json.dumps(data))[:120]}; expected {expected}")

@@ -68,6 +68,7 @@ class Server:
 
     def __init__(self, url: str, key: str | None, patience: Patience) -> None:
         self.url = url.rstrip("/")
+        self._key = key
         self.outstanding = 0
         self.reached = False
         self.down_until = 0.0
@@ -83,6 +84,10 @@ class Server:
     def address(self, path: str) -> str:
         """The whole address of a path: "/completions" below /v1, "//tokenize" beside it."""
         return self.url.removesuffix("/v1") + path[1:] if path.startswith("//") else self.url + path
+
+    def redact(self, text: str) -> str:
+        """What it said, without the API key, in case it says that back. To be called before a text is cut."""
+        return text.replace(self._key, "***") if self._key else text
 
 
 class Lease:
@@ -132,7 +137,6 @@ class Replicas:
         self.model = model
         self.servers = [Server(url, key, patience) for url in urls]
         self._patience = patience
-        self._key = key
         self._clock = clock
         self._sessions: OrderedDict[str, Server] = OrderedDict()
 
@@ -179,7 +183,7 @@ class Replicas:
             try:
                 response = await server.client.post(server.address(path), json=body)
                 seconds = self._clock() - start
-                problem, is_gone = self._problem(response), False
+                problem, is_gone = _problem(response, server), False
                 if not problem:
                     data = _json(response, server)
                     if not _is_cut_off(data):
@@ -247,13 +251,6 @@ class Replicas:
             _log.warning("%s of precision %s is back", server.url, self.precision)
         server.reached, server.down_until = True, 0.0
 
-    def _problem(self, response: httpx.Response) -> str:
-        """What a server says is wrong; "" if nothing is."""
-        if response.status_code < 400:
-            return ""
-        text = _message(response) or "no reason given"
-        return text.replace(self._key, "***") if self._key else text
-
     def _given_up(self, server: Server, problem: str, is_gone: bool, attempts: int) -> str:
         if is_gone:
             return (
@@ -291,6 +288,11 @@ class Replicas:
         return f"{where} refuses the call with status {status}: {said}"
 
 
+def _problem(response: httpx.Response, server: Server) -> str:
+    """What a server says is wrong; "" if nothing is."""
+    return "" if response.status_code < 400 else _message(response, server) or "no reason given"
+
+
 def _is_temporary(status: int) -> bool:
     return status in (408, 425, 429) or status >= 500
 
@@ -307,20 +309,20 @@ def _json(response: httpx.Response, server: Server) -> Any:
         return response.json()
     except ValueError as error:
         raise BackendError(
-            f"{server.url} is no OpenAI-compatible server: it answered {response.text[:80]!r}"
+            f"{server.url} is no OpenAI-compatible server: it answered {server.redact(response.text)[:80]!r}"
         ) from error
 
 
-def _message(response: httpx.Response) -> str:
+def _message(response: httpx.Response, server: Server) -> str:
     """The reason inside an error, in any of the forms that servers give it."""
     try:
         data = json.loads(response.text)
     except ValueError:
-        return response.text.strip()[:300]
+        return server.redact(response.text.strip())[:300]
     for key in ("error", "message", "detail"):
         if isinstance(data, dict) and data.get(key):
             data = data[key]
-    return data if isinstance(data, str) else json.dumps(data)[:300]
+    return server.redact(data) if isinstance(data, str) else server.redact(json.dumps(data))[:300]
 
 
 def _retry_after_s(response: httpx.Response) -> float:

@@ -6,6 +6,7 @@ A latency that was measured of an unpacked copy is not that of its bits, so what
 from __future__ import annotations
 
 import json
+import platform
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -41,7 +42,38 @@ def no_kernel(bits: int) -> str | None:
     return None if bits in KERNEL_BITS or bits >= 16 else f"{DEQUANTIZED}: no kernel for {bits}-bit weights"
 
 
-def dequantized_copies(backend: Mapping[str, Any], precisions: Sequence[str]) -> dict[str, str]:
+def has_kernel(bits: int, activations: int, device: str, cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether vLLM computes with packed weights of so many bits on a device of this machine.
+
+    On a CPU it has none for 8 bits with activations of 16, and a server would not start. The one for 4 bits needs
+    AVX-512 on x86 processors: without, a server starts, and dies at its first call.
+
+    Args:
+        bits: of a weight.
+        activations: bits of what the layers are given.
+        device: "cuda" or "cpu".
+        cpuinfo: where Linux tells what the processor can do.
+    """
+    if no_kernel(bits) is not None:
+        return False
+    if device != "cpu":
+        return True
+    if bits == 8:
+        return activations == 8
+    if platform.machine() != "x86_64" or not cpuinfo.is_file():
+        return True
+    return "avx512f" in cpuinfo.read_text(encoding="utf-8").split()
+
+
+def served_dequantized(folder: Path, device: str) -> str | None:
+    """Why servers are given a checkpoint with its weights unpacked, in words; None where vLLM takes it as it is."""
+    bits = packed_bits(folder)
+    if bits is None or has_kernel(bits, activation_bits(folder), device):
+        return None
+    return no_kernel(bits) or f"{DEQUANTIZED}: no kernel for {bits}-bit weights on this CPU"
+
+
+def dequantized_copies(backend: Mapping[str, Any], precisions: Sequence[str], device: str = "cuda") -> dict[str, str]:
     """The precisions whose weights a backend unpacks to 16 bits, each with the reason.
 
     The backends "embedded" and "local" unpack every copy at load. vLLM computes with the packed weights where it has a
@@ -50,33 +82,36 @@ def dequantized_copies(backend: Mapping[str, Any], precisions: Sequence[str]) ->
     Args:
         backend: its configuration as plain data; an embedded one names its world.
         precisions: names.
+        device: that servers compute on, "cuda" or "cpu".
     """
     kind = backend.get("kind")
     models = dict(backend.get("model" if kind == "vllm" else "models") or {})
     if kind == "embedded":
         models = {name: f"embedded:{backend['world']}/{name}" for name in precisions}
-    notes = {name: _note(kind, name, str(models[name])) for name in precisions if name in models}
+    notes = {name: _note(kind, name, str(models[name]), device) for name in precisions if name in models}
     return {name: note for name, note in notes.items() if note is not None}
 
 
-def _note(kind: object, precision: str, model: str) -> str | None:
-    bits = _bits_of(model)
+def _note(kind: object, precision: str, model: str, device: str) -> str | None:
+    folder = _folder_of(model)
+    if folder is not None and kind == "vllm":
+        return served_dequantized(folder, device)
+    bits = None if folder is None else packed_bits(folder)
     if bits is not None:
-        unpacked = f"{DEQUANTIZED}: unpacked at load" if kind != "vllm" else None
-        return no_kernel(bits) or unpacked
+        return no_kernel(bits) or f"{DEQUANTIZED}: unpacked at load"
     named = re.match(r"w(\d+)", precision)
-    if kind == "vllm" and named and not Path(model).expanduser().is_dir() and no_kernel(int(named[1])):
+    if kind == "vllm" and named and no_kernel(int(named[1])):
         return f"{DEQUANTIZED}, unless its server has a kernel for {named[1]}-bit weights"
     return None
 
 
-def _bits_of(model: str) -> int | None:
-    """Bits of a checkpoint that lies here; None for one that is not packed, or lies elsewhere."""
+def _folder_of(model: str) -> Path | None:
+    """Folder of a checkpoint that lies here; None for one that does not."""
     from dmr_gym.backends.checkpoint import resolve_checkpoint
 
     if not model.startswith("embedded:") and not Path(model).expanduser().is_dir():
         return None
     try:
-        return packed_bits(resolve_checkpoint(model))
+        return resolve_checkpoint(model)
     except BackendError:  # whoever loads it says what is wrong
         return None

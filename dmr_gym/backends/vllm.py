@@ -155,6 +155,14 @@ class VLLMBackend:
         link = self._link()
         return link.loop.run(link.limit(link.of(precision)))
 
+    def server_versions(self) -> tuple[str, ...]:
+        """Versions of vLLM that its servers tell, each once; nothing of servers that do not tell."""
+        link = self._link()
+        servers = [(link.of(name), server) for name in self._model for server in link.of(name).servers]
+        answers = link.loop.run(all_of([replicas.get(server, "//version") for replicas, server in servers]))
+        told = {answer.get("version") for answer in answers if isinstance(answer, dict)}
+        return tuple(sorted(version for version in told if isinstance(version, str)))
+
     def close(self) -> None:
         """Close all connections; the next call opens new ones."""
         with self._lock:
@@ -222,7 +230,7 @@ class _Open:
         with replicas.lease(request.session) as lease:
             async with self._free:
                 data, seconds = await replicas.post(lease, path, body)
-            return read_completion(data, seconds, lease.server.url)
+            return read_completion(data, seconds, lease.server.url, lease.server.redact)
 
     async def score(self, request: DistributionRequest, prompt: dict[str, Any]) -> TokenDistributions:
         """Score one completion, all of it at one server."""
@@ -230,17 +238,18 @@ class _Open:
         top_k = request.top_k if request.top_k is not None else await self.limit(replicas)
         special = {"add_generation_prompt": True} if "messages" in prompt else {"add_special_tokens": True}
         with replicas.lease(request.session) as lease:
-            url = lease.server.url
-            before = read_token_ids(await self._ask(replicas, lease, "//tokenize", prompt | special), url)
+            url, redact = lease.server.url, lease.server.redact
+            before = read_token_ids(await self._ask(replicas, lease, "//tokenize", prompt | special), url, redact)
             text = {"prompt": request.completion, "add_special_tokens": False}
-            answer = read_token_ids(await self._ask(replicas, lease, "//tokenize", text), url)
+            answer = read_token_ids(await self._ask(replicas, lease, "//tokenize", text), url, redact)
 
             async def row(t: int) -> dict[int, float]:
                 body = next_token_fields(before + answer[:t], top_k) | self._salt
-                return read_logprobs(await self._ask(replicas, lease, "/completions", body), url)
+                return read_logprobs(await self._ask(replicas, lease, "/completions", body), url, redact)
 
             async def text_of(token: int) -> str:
-                return read_token_text(await self._ask(replicas, lease, "//detokenize", {"tokens": [token]}), url)
+                data = await self._ask(replicas, lease, "//detokenize", {"tokens": [token]})
+                return read_token_text(data, url, redact)
 
             # The longest prefix goes first, alone: all others find theirs in the server's cache.
             last = [await row(len(answer) - 1)] if answer else []
@@ -255,7 +264,7 @@ class _Open:
             with replicas.lease() as lease:
                 try:
                     data = await self._ask(replicas, lease, "/completions", next_token_fields("a", None))
-                    read_logprobs(data, lease.server.url)
+                    read_logprobs(data, lease.server.url, lease.server.redact)
                 except BackendError as error:
                     allowed = re.search(r"max allowed:? (\d+)", str(error))
                     if allowed is None or int(allowed[1]) < 1:

