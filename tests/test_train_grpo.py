@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from dmr_gym.policies import RouterPolicy
 from dmr_gym.rollout import rollout
 from dmr_gym.router import CONFIG_FILE, PrecisionRouter
 from dmr_gym.tasks.toy import best_actions
-from dmr_gym.training import HISTORY_FILE, STATE_FILE, read_history
+from dmr_gym.training import HISTORY_FILE, STATE_FILE, RunLog, read_history
 from dmr_gym.vector import PrecisionRoutingVectorEnv
 from tests.explained import check_recorded
 from tests.recipes import TINY, TOY, Runs, kill_often, load_recipe, one_thread, read_tensors
@@ -141,12 +141,29 @@ def test_a_folder_belongs_to_one_run(tmp_path: Path) -> None:
         recipe.main([*command, "--resume", "--set", "lambda_=0.7"])
 
 
-def test_a_collapse_is_announced_once(tmp_path: Path) -> None:
-    """Five updates in a row make it one; the sixth says nothing, a way back and five more say it again."""
-    lengths = [recipe.run_length([0.9, *[1.0] * n]) for n in range(8)]
-    assert lengths == list(range(8))
-    assert recipe.run_length([1.0, 1.0, 0.5]) == 0
-    assert recipe.run_length([1.0]) == 1
+def test_a_collapse_is_announced_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Five updates in a row make it one; the sixth says nothing, a way back and five more say it again.
+
+    Either precision can take over, a validation in between breaks no row, and a resumed run remembers what was before.
+    """
+    trainer = argparse.Namespace(envs=argparse.Namespace(precisions=("low", "high")))
+
+    def feed(log: RunLog, first: int, highs: Sequence[float]) -> list[str]:
+        for done, high in enumerate(highs, first):
+            log.write(done, {"rollout/share_low": 1 - high, "rollout/share_high": high})
+            recipe.Trainer.alarm(trainer, log, done)
+            log.write(done, {"validation/high": 0.5})
+        return capsys.readouterr().out.splitlines()
+
+    with RunLog(tmp_path, 0) as log:
+        assert feed(log, 1, [0.9, 1.0, 1.0, 1.0, 0.995]) == []
+        assert feed(log, 6, [0.996]) == ["update 6: collapse, high took 99.6% of the last steps"]
+        assert feed(log, 7, [1.0, 1.0]) == []
+        assert feed(log, 9, [0.994, 1.0, 1.0, 1.0, 1.0]) == []
+    with RunLog(tmp_path, 13) as log:
+        assert feed(log, 14, [1.0]) == ["update 14: collapse, high took 100.0% of the last steps"]
+        assert feed(log, 15, [0.0] * 4) == []
+        assert feed(log, 19, [0.0, 0.0]) == ["update 19: collapse, low took 100.0% of the last steps"]
 
 
 @pytest.mark.slow
