@@ -3,9 +3,10 @@
 Each algorithm does its first update twice from the same weights and seeds, so it asks the LLM and the encoder the same
 both times: "cold" computes the answers, "warm" finds them in the cache, and training a second epoch over known tasks is
 like that. "rollout" is the environment without its encoder, "router" the decisions, "embedding" the encoder and its
-cache, "forward" and "backward" the gradient steps, clipping and optimizer with the latter. PPO is Stable-Baselines3's,
-with the router as policy, on as many steps as GRPO's episodes have had, and its steps a second count its updates too.
-Times are wall clock.
+cache, "forward" and "backward" the gradient steps, clipping and optimizer with the latter. The policy stays near a
+reference router, as with --router, whose pass counts as "forward". PPO is Stable-Baselines3's, with the router as
+policy, on as many steps as GRPO's episodes have had, and its steps a second count its updates too. Times are wall
+clock.
 
     python bench/bench_training.py --env DMR-ALFWorld-v0 --groups 16 --group-size 8
     python bench/bench_training.py --n-layers 4 --d-model 128 --n-heads 4 --d-ff 512    (options of train_grpo.py)
@@ -57,11 +58,12 @@ def grpo(args: argparse.Namespace, folder: Path) -> tuple[dict[str, dict[str, fl
     """Do the first update cold and warm; returns its figures in seconds, its steps, and the environment, still open."""
     options = ["--out", str(folder / "grpo"), "--env", args.env, "--groups", str(args.groups)]
     options += ["--group-size", str(args.group_size), "--num-envs", str(args.num_envs), "--cache-dir", str(folder)]
-    settings = train_grpo.parse_args([*options, *args.rest])
+    settings = train_grpo.parse_args([*options, *args.rest, "--router", str(folder / "router")])
     config = chosen_env(settings)[1]
     envs = make_envs(config, "train", args.num_envs)
     torch.manual_seed(0)
     router = PrecisionRouter(train_grpo.router_config(settings, envs.single_observation_space.shape[1], 2)).eval()
+    router.save(folder / "router")
     first = {name: weight.clone() for name, weight in router.state_dict().items()}
     figures, steps = {}, 0
     for state in ("cold", "warm"):
@@ -73,6 +75,7 @@ def grpo(args: argparse.Namespace, folder: Path) -> tuple[dict[str, dict[str, fl
         encoder.encode = timed(encode, seconds, "embedding")
         policies.RouterPolicy.act = timed(act, seconds, "router")
         router.forward = timed(step, seconds, "forward")
+        trainer.reference.forward = timed(trainer.reference.forward, seconds, "forward")
         trainer.learn = timed(trainer.learn, seconds, "learning")
         began = time.perf_counter()
         played = trainer.update(0)

@@ -83,6 +83,25 @@ def test_histories_start_anew_when_they_are_full(monkeypatch: pytest.MonkeyPatch
     assert histories._state.lengths.tolist() == [1, 1, 1]
 
 
+def test_every_way_of_embedding_has_the_same_router_behind_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What "with a miss" compares is the encoders alone, in the dtype that decides fastest."""
+    behind: dict[bool, list[PrecisionRouter]] = {True: [], False: []}
+
+    def histories(router: PrecisionRouter, encode: object, size: int, clock: object) -> types.SimpleNamespace:
+        behind[encode is not None].append(router)
+        return types.SimpleNamespace(seconds=lambda: 1.0)
+
+    monkeypatch.setattr(bench_router, "Histories", histories)
+    monkeypatch.setattr(bench_router, "is_fast", lambda dtype: dtype == "float16")
+    monkeypatch.setattr(bench_router, "sentence_transformers_encode", lambda: lambda texts: texts)
+    router = PrecisionRouter(RouterConfig(embedding_dim=4, n_layers=1, d_model=8, n_heads=2, d_ff=8)).eval()
+    records = bench_router.measure_decisions(router, 1, time.perf_counter)
+    assert next(r["name"] for r in records if r["kind"] == "with a miss") == "sentence-transformers"
+    assert len(behind[True]) == 2 * 3
+    assert {id(each) for each in behind[True]} == {id(behind[False][1])}
+    assert behind[False][0] is router is not behind[False][1]
+
+
 @pytest.mark.slow
 def test_router_is_measured_in_every_way(capsys: pytest.CaptureFixture[str]) -> None:
     """Each way of deciding has a median no longer than its 95th percentile, and the goals stand beside them."""
@@ -97,8 +116,19 @@ def test_router_is_measured_in_every_way(capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.mark.slow
-def test_training_is_measured_cold_and_warm() -> None:
-    """Warm asks neither LLM nor encoder anew, and the parts of an update add up to no more than its whole time."""
+def test_training_is_measured_cold_and_warm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Warm asks neither LLM nor encoder anew, the parts of an update add up to no more than its whole time.
+
+    Every gradient step of GRPO has the KL to a reference router in it.
+    """
+    references: list[object] = []
+    loss = bench_training.train_grpo.grpo_loss
+
+    def spy(*args: object, **options: object) -> object:
+        references.append(options["reference_logits"])
+        return loss(*args, **options)
+
+    monkeypatch.setattr(bench_training.train_grpo, "grpo_loss", spy)
     options = ["--env", "DMR-Toy-v0", "--groups", "2", "--group-size", "2", "--num-envs", "4"]
     figures = bench_training.main([*options, "--n-layers", "1", "--d-model", "32", "--n-heads", "2", "--d-ff", "64"])
     for seconds in figures["grpo_s"].values():
@@ -106,6 +136,8 @@ def test_training_is_measured_cold_and_warm() -> None:
         assert set(parts) == {"embedding", "router", "forward", "backward", "rollout"}
         assert all(value >= 0 for value in parts.values())
         assert sum(parts.values()) <= seconds["update"]
+    assert len(references) == 4
+    assert all(isinstance(each, torch.Tensor) for each in references)
     assert set(figures["ppo_steps_per_s"]) == {"cold", "warm"}
     assert figures["steps"] >= 4
 

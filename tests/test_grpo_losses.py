@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -88,22 +89,29 @@ def test_dividing_by_the_groups_spread_forgets_the_scale_of_the_return() -> None
 
 
 def trl_advantages(rewards: torch.Tensor, size: int, scale: str) -> torch.Tensor:
-    """TRL's GRPOTrainer, scale_rewards "group", "batch" or "none", on a flat (M * G,) tensor."""
+    """TRL 1.16.0, `GRPOTrainer._generate_and_score_completions`: scale_rewards "group", "batch" or "none".
+
+    With multi_objective_aggregation "sum_then_normalize"; a flat (M * G,) tensor, NaN where nothing could be scored.
+    """
+
+    def nanstd(tensor: torch.Tensor, dim: int | None) -> torch.Tensor:
+        count = (~torch.isnan(tensor)).sum(dim=dim, keepdim=True)
+        spread = torch.nanmean((tensor - torch.nanmean(tensor, dim=dim, keepdim=True)) ** 2, dim=dim, keepdim=True)
+        return torch.sqrt(spread * count / (count - 1))
+
     grouped = rewards.view(-1, size)
-    mean = grouped.mean(dim=1).repeat_interleave(size, dim=0)
-    if scale == "group":
-        std = grouped.std(dim=1).repeat_interleave(size, dim=0)
-    elif scale == "batch":
-        std = rewards.std().expand_as(rewards)
-    else:
-        return rewards - mean
-    return (rewards - mean) / (std + 1e-4)
+    advantages = rewards - torch.nanmean(grouped, dim=1).repeat_interleave(size, dim=0)
+    if scale != "none":
+        std = nanstd(grouped, 1).expand_as(grouped) if scale == "group" else nanstd(grouped, None).expand_as(grouped)
+        advantages = advantages / (std.flatten() + 1e-4)
+    return torch.nan_to_num(advantages, nan=0.0)
 
 
 @pytest.mark.parametrize(("mode", "scale"), [("group_std", "group"), ("batch_std", "batch"), ("mean", "none")])
 def test_advantages_equal_trls(mode: Any, scale: str) -> None:
-    """On random returns, to rounding."""
+    """On random returns, some of them NaN, to rounding."""
     returns = np.random.default_rng(0).normal(size=(6, 8))
+    returns[1, 2] = returns[4, 0] = returns[4, 5] = math.nan
     expected = trl_advantages(torch.from_numpy(returns).flatten(), 8, scale).view(6, 8).numpy()
     np.testing.assert_allclose(group_advantages(returns, mode), expected, rtol=1e-10, atol=1e-12)
 
@@ -237,6 +245,81 @@ def test_the_clip_works_on_its_side_alone() -> None:
         terms = grpo_loss(x, *arguments, torch.ones(1, 1, dtype=torch.bool), normaliser="steps")
         (gradient,) = torch.autograd.grad(terms.loss, x)
         assert bool((gradient == 0).all()) == is_cut
+
+
+def trl_loss(
+    per_token_logps: torch.Tensor,
+    old_per_token_logps: torch.Tensor,
+    advantages: torch.Tensor,
+    mask: torch.Tensor,
+    loss_type: str,
+    epsilon_low: float,
+    epsilon_high: float,
+    max_completion_length: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """TRL 1.16.0, `GRPOTrainer._compute_loss` with one process and one step of accumulation, and without KL.
+
+    Returns:
+        The loss, and what it logs as clip_ratio/region_mean.
+    """
+    coef_1 = torch.exp(per_token_logps - old_per_token_logps)
+    coef_2 = torch.clamp(coef_1, 1 - epsilon_low, 1 + epsilon_high)
+    per_token_loss = -torch.min(coef_1 * advantages, coef_2 * advantages)
+    if loss_type == "grpo":
+        loss = ((per_token_loss * mask).sum(-1) / mask.sum(-1).clamp(min=1.0)).mean()
+    elif loss_type == "bnpo":
+        loss = (per_token_loss * mask).sum() / mask.sum().clamp(min=1.0)
+    else:
+        loss = (per_token_loss * mask).sum() / (per_token_loss.size(0) * max_completion_length)
+    is_low_clipped = (coef_1 < 1 - epsilon_low) & (advantages < 0)
+    is_high_clipped = (coef_1 > 1 + epsilon_high) & (advantages > 0)
+    is_region_clipped = is_low_clipped | is_high_clipped
+    return loss, (is_region_clipped * mask).sum() / mask.sum()
+
+
+def random_update(lengths: Sequence[int], seed: int) -> dict[str, torch.Tensor]:
+    """A policy that has moved away from the one that acted, on trajectories of these lengths, padded to 7 steps."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (len(lengths), 7)
+    old_logits = torch.randn(*shape, 3, generator=generator, dtype=torch.float64)
+    actions = torch.randint(3, shape, generator=generator)
+    return {
+        "logits": old_logits + 0.5 * torch.randn(*shape, 3, generator=generator, dtype=torch.float64),
+        "actions": actions,
+        "old_logprobs": old_logits.log_softmax(-1).gather(-1, actions.unsqueeze(-1)).squeeze(-1),
+        "advantages": torch.randn(len(lengths), 1, generator=generator, dtype=torch.float64).expand(shape),
+        "mask": torch.arange(7) < torch.tensor(lengths).unsqueeze(1),
+    }
+
+
+@pytest.mark.parametrize("clip", [(0.2, 0.2), (0.1, 0.4)])
+@pytest.mark.parametrize(
+    ("normaliser", "loss_type", "lengths"),
+    [
+        ("steps", "bnpo", (7, 1, 4, 2, 6)),
+        ("constant", "dr_grpo", (7, 1, 4, 2, 6)),
+        # TRL's mean over sequences of means over tokens has no counterpart here, but for sequences of one length.
+        ("steps", "grpo", (3, 3, 3, 3, 3)),
+    ],
+)
+def test_the_loss_its_gradient_and_its_clips_equal_trls(
+    normaliser: Any, loss_type: str, lengths: Sequence[int], clip: tuple[float, float]
+) -> None:
+    """On random tensors, for each normaliser, with symmetric clips and with others, to rounding."""
+    clipped = []
+    for seed in range(5):
+        batch = random_update(lengths, seed)
+        logits = batch["logits"].requires_grad_()
+        terms = grpo_loss(**batch, clip_low=clip[0], clip_high=clip[1], normaliser=normaliser, max_steps=9)
+        chosen = logits.log_softmax(-1).gather(-1, batch["actions"].unsqueeze(-1)).squeeze(-1)
+        given = (chosen, batch["old_logprobs"], batch["advantages"], batch["mask"].double())
+        loss, clip_ratio = trl_loss(*given, loss_type, *clip, max_completion_length=9)
+        torch.testing.assert_close(terms.loss, loss, rtol=1e-12, atol=1e-14)
+        mine, trls = (torch.autograd.grad(each, logits, retain_graph=True)[0] for each in (terms.loss, loss))
+        torch.testing.assert_close(mine, trls, rtol=1e-10, atol=1e-14)
+        assert terms.clip_fraction.item() == pytest.approx(clip_ratio.item(), rel=1e-6)
+        clipped.append(terms.clip_fraction.item())
+    assert 0.1 < np.mean(clipped) < 0.9
 
 
 def test_at_ratio_one_the_gradient_is_that_of_reinforce_with_baseline() -> None:
