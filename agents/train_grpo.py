@@ -68,6 +68,7 @@ from dmr_gym.training import (
     stop_on_signal,
     update_seed,
 )
+from dmr_gym.types import SamplingParams
 from dmr_gym.vector import PrecisionRoutingVectorEnv
 
 FREE = ("resume", "cache_dir", "checkpoint_every")
@@ -206,6 +207,9 @@ class Trainer:
         self.averaged = copy.deepcopy(router) if args.average else router
         self.task_ids = first_tasks(envs, args.tasks)
         self.validation_ids = first_tasks(held_out, args.validation_tasks)
+        # Draws of the LLM belong to a sample index, so every update needs indices of its own to see new ones. Greedy
+        # decoding has no draws, and there the decisions' own draws are left as they are.
+        self.is_drawn = SamplingParams(**config.sampling).temperature > 0
         if args.groups > len(self.task_ids):
             raise ConfigError(f"--groups {args.groups} needs as many tasks, the panel has {len(self.task_ids)}")
 
@@ -246,14 +250,16 @@ class Trainer:
         began = time.perf_counter()
         order = np.random.default_rng(seed).permutation(len(self.task_ids))[: args.groups]
         policy = RouterPolicy(self.router, mode="sample", seed=seed)
-        played = rollout(self.envs, policy, [self.task_ids[i] for i in order], repeats=args.group_size)
+        tasks = [self.task_ids[i] for i in order]
+        first = update * args.group_size if self.is_drawn else 0
+        played = rollout(self.envs, policy, tasks, repeats=args.group_size, first_repeat=first)
         shape = (args.groups, args.group_size)
         returns = np.array([trajectory.rewards.sum() for trajectory in played]).reshape(shape)
         success = np.array([trajectory.success for trajectory in played]).reshape(shape)
         played_s = time.perf_counter() - began
         advantages = decision_advantages(played, args.group_size, args.advantages, args.drop_same_success)
         batch = to_batch(played, advantages, args.device)
-        first, last, norm = self.learn(batch)
+        begun, last, norm = self.learn(batch)
         actions = np.concatenate([trajectory.actions for trajectory in played])
         shares = np.bincount(actions, minlength=len(self.envs.precisions)) / len(actions)
         return {
@@ -264,7 +270,7 @@ class Trainer:
             **{f"rollout/share_{name}": float(share) for name, share in zip(self.envs.precisions, shares, strict=True)},
             "groups/zero_spread": float((np.ptp(returns, axis=1) == 0).mean()),
             "groups/same_success": float(1 - mixed_groups(success).mean()),
-            "train/surrogate": first.surrogate.item(),
+            "train/surrogate": begun.surrogate.item(),
             "train/kl": last.kl.item(),
             "train/entropy": last.entropy.item(),
             "train/clip_fraction": last.clip_fraction.item(),

@@ -98,7 +98,7 @@ def test_groups_have_one_task_and_differ_by_draws_alone(tmp_path: Path) -> None:
 
         def spy(envs: Any, policy: Any, task_ids: Any, calls: list[list[str]] = calls, **options: Any) -> Any:
             if options:
-                assert options == {"repeats": 4}
+                assert options == {"repeats": 4, "first_repeat": 0}
                 calls.append(list(task_ids))
             return rollout(envs, policy, task_ids, **options)
 
@@ -109,6 +109,27 @@ def test_groups_have_one_task_and_differ_by_draws_alone(tmp_path: Path) -> None:
     assert all(len(set(tasks)) == 3 for calls in chosen.values() for tasks in calls)
     assert chosen[0][0] != chosen[0][1]
     assert chosen[0] != chosen[1]
+
+
+@pytest.mark.parametrize(("temperature", "firsts"), [(0.0, [0, 0, 0]), (0.7, [0, 4, 8])])
+def test_every_update_has_draws_of_its_own_where_the_llm_draws(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, temperature: float, firsts: list[int]
+) -> None:
+    """Update u takes the sample indices u·G to u·G + G - 1; in greedy decoding, which draws nothing, always the same."""
+    seen: list[int] = []
+
+    def spy(envs: Any, policy: Any, task_ids: Any, **options: Any) -> Any:
+        played = rollout(envs, policy, task_ids, **options)
+        if options:
+            repeats = [t.key.repeat for t in played]
+            assert repeats == list(range(repeats[0], repeats[0] + 4)) * 3
+            seen.append(repeats[0])
+        return played
+
+    monkeypatch.setattr(recipe, "rollout", spy)
+    options = ["--updates", "3", "--set", f"sampling.temperature={temperature}"]
+    recipe.main([*SMALL, "--out", str(tmp_path / "run"), *options])
+    assert seen == firsts
 
 
 @pytest.mark.parametrize(
