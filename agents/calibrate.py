@@ -32,7 +32,16 @@ from numpy.typing import NDArray
 from dmr_gym import trained_on
 from dmr_gym.calibration import StepShare, describe_scores, step_share
 from dmr_gym.calibration_tables import budget_table, shift_table
-from dmr_gym.command_line import add_env_options, chosen_env, first_tasks, make_envs, recipe_parser, run, settings_of
+from dmr_gym.command_line import (
+    add_env_options,
+    chosen_env,
+    first_tasks,
+    make_envs,
+    part_digests,
+    recipe_parser,
+    run,
+    settings_of,
+)
 from dmr_gym.config import EnvConfig
 from dmr_gym.deployment import (
     DEFAULT_TAU,
@@ -97,6 +106,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "env": {key: value for key, value in asdict(config).items() if key != "cache_dir"},
         "router_digest": router.digest(),
         "data_sha256": None if data_file is None else file_digest(data_file),
+        **part_digests(config, [panel for panel in (args.calibration_panel, args.check_panel) if panel is not None]),
     }
     # Answers are cached, so the same command again is cheap; another one would replace thresholds that are in use.
     claim_folder(args.out, settings, True, ("router", "data", "out", "cache_dir", "num_envs", "device"))

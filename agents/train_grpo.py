@@ -44,6 +44,7 @@ from dmr_gym.command_line import (
     chosen_env,
     first_tasks,
     make_envs,
+    part_digests,
     recipe_parser,
     router_config,
     run,
@@ -55,9 +56,9 @@ from dmr_gym.errors import ConfigError
 from dmr_gym.grpo_batch import STATE_MODES, Batch, batch_logits, decision_advantages, to_batch
 from dmr_gym.losses import ADVANTAGE_MODES, GRPOTerms, grpo_loss, mixed_groups
 from dmr_gym.policies import RouterPolicy
-from dmr_gym.rollout import rollout
+from dmr_gym.rollout import mean_return, rollout
 from dmr_gym.router import PrecisionRouter
-from dmr_gym.runs import provenance, write_json
+from dmr_gym.runs import RunRecord
 from dmr_gym.training import (
     STATE_FILE,
     RunLog,
@@ -71,8 +72,12 @@ from dmr_gym.training import (
 from dmr_gym.types import SamplingParams
 from dmr_gym.vector import PrecisionRoutingVectorEnv
 
-FREE = ("resume", "cache_dir", "checkpoint_every")
-"""Options that may differ when a run is resumed: they change no bit of what is learnt."""
+FREE = ("out", "router", "config", "resume", "cache_dir", "checkpoint_every")
+"""Options that may differ when a run is resumed. Of files, what they hold is compared; where they lie does not matter.
+
+They change no bit of what is learnt, but for ``cache_dir`` with MiniLM: the last bits of an embedding that has to be
+computed again depend on how many texts are embedded at once.
+"""
 COLLAPSED_SHARE, COLLAPSED_UPDATES = 0.995, 5
 
 
@@ -148,19 +153,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Build environments and router, train, and keep the best router."""
     args = parse_args(argv)
     env_id, config = chosen_env(args, args.out / "cache")
-    envs, held_out = (make_envs(config, panel, args.num_envs) for panel in (args.panel, args.validation_panel))
+    panels = (args.panel, args.validation_panel)
+    envs, held_out = (make_envs(config, panel, args.num_envs) for panel in panels)
     with closing(envs), closing(held_out):
         models = {name: envs.backend.digest(name) for name in envs.precisions}
         here = trained_on.environment_record(env_id, args.panel, config, models)
         router = first_router(args, config, here)
         settings = settings_of(args)
-        begun = {"env_id": env_id, "env": asdict(config), "models": models, "router_digest": router.digest()}
+        begun = {"env_id": env_id, "env": asdict(config), "models": models, **part_digests(config, panels)}
         begun["env"].pop("cache_dir")
+        begun |= {"router_digest": router.digest(), "kept_near_router": args.router is not None}
         claim_folder(args.out, settings | begun, args.resume, FREE)
-        Trainer(args, config, router, envs, held_out).train()
-    best = PrecisionRouter.load(args.out / "router")
-    write_json(args.out / "run.json", {"settings": settings, **begun, "best_digest": best.digest(), **provenance()})
-    print(f"wrote {args.out / 'router'} and {args.out / 'run.json'}")
+        record = RunRecord(args.out, {"settings": settings, **begun})
+        Trainer(args, config, router, envs, held_out).train(record)
+    record.end({"best_digest": PrecisionRouter.load(args.out / "router").digest()})
+    print(f"wrote {args.out / 'router'} and {record.path}")
 
 
 def first_router(args: argparse.Namespace, config: EnvConfig, here: dict[str, Any]) -> PrecisionRouter:
@@ -213,7 +220,7 @@ class Trainer:
         if args.groups > len(self.task_ids):
             raise ConfigError(f"--groups {args.groups} needs as many tasks, the panel has {len(self.task_ids)}")
 
-    def train(self) -> None:
+    def train(self, record: RunRecord) -> None:
         """Update until the end; validate, save and log on the way."""
         args, out = self.args, self.args.out
         progress = load_training_state(out / STATE_FILE, self.router, [self.optimizer])
@@ -223,6 +230,8 @@ class Trainer:
         with RunLog(out, start) as log, stop_on_signal() as stop:
             if start < 0:
                 best = self.validate(log, 0, best)
+                self.save(record, 0, best)
+                stop.leave("the first validation")
             bar = tqdm(range(max(start, 0), args.updates), initial=max(start, 0), total=args.updates, unit="update")
             for update in bar:
                 figures = self.update(update)
@@ -236,10 +245,15 @@ class Trainer:
                 if done % args.validate_every == 0 or done == args.updates:
                     best = self.validate(log, done, best)
                 if done % args.checkpoint_every == 0 or done == args.updates or stop.signal is not None:
-                    state = {"update": done, "best": best}
-                    averaged = dict(self.averaged.named_parameters()) if args.average else None
-                    save_training_state(out / STATE_FILE, self.router, [self.optimizer], state, averaged)
+                    self.save(record, done, best)
                 stop.leave(f"update {done}")
+
+    def save(self, record: RunRecord, done: int, best: float) -> None:
+        """Write weights, averaged ones too, optimizer and progress."""
+        record.work()
+        state, path = {"update": done, "best": best}, self.args.out / STATE_FILE
+        averaged = dict(self.averaged.named_parameters()) if self.args.average else None
+        save_training_state(path, self.router, [self.optimizer], state, averaged)
 
     def update(self, update: int) -> dict[str, float]:
         """Play and learn once; returns the figures to log."""
@@ -318,7 +332,7 @@ class Trainer:
     def validate(self, log: RunLog, done: int, best: float) -> float:
         """Play the held-out tasks greedily, save the router if it is the best so far, and return the best return."""
         played = rollout(self.held_out, RouterPolicy(self.averaged, mode="argmax"), self.validation_ids)
-        value = float(np.mean([trajectory.rewards.sum() for trajectory in played]))
+        value = mean_return(played)
         high = np.concatenate([trajectory.actions for trajectory in played]) == len(self.envs.precisions) - 1
         figures = {"return": value, "success": float(np.mean([t.success for t in played])), "high": float(high.mean())}
         log.write(done, {f"validation/{name}": number for name, number in figures.items()})

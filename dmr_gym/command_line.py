@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 import gymnasium
 
 from dmr_gym.config import EnvConfig, load_config, read_toml, unknown_name
+from dmr_gym.encoders import make_encoder
 from dmr_gym.errors import ConfigError, DMRGymError
 from dmr_gym.parts import Parts
 from dmr_gym.tasks import TASKS
 from dmr_gym.tree.answers import check_world
-from dmr_gym.tree.graph import load_trees
+from dmr_gym.tree.graph import load_trees, trees_digest
 from dmr_gym.tree.replay import TreeVectorEnv
 from dmr_gym.vector import PrecisionRoutingVectorEnv
 
@@ -234,6 +235,15 @@ def make_envs(
     if cut:
         print(f"warning: {told}")
     return TreeVectorEnv(trees, config, num_envs, autoreset_mode="Disabled")
+
+
+def part_digests(config: EnvConfig, panels: Sequence[str]) -> dict[str, Any]:
+    """What episodes depend on beside keywords and models: the encoder's digest, and those of the trees of panels."""
+    found: dict[str, Any] = {"encoder": make_encoder(config.encoder).digest}
+    if config.backend.get("kind") == TREES:
+        folder = Path(config.backend["folder"])
+        found["trees_digest"] = {panel: trees_digest(folder / panel) for panel in dict.fromkeys(panels)}
+    return found
 
 
 def first_tasks(envs: PrecisionRoutingVectorEnv | Parts, number: int | None) -> list[str]:

@@ -98,6 +98,14 @@ class Trajectory:
         )
 
 
+def mean_return(played: Sequence[Trajectory]) -> float:
+    """Mean over episodes of the sum of the environment's rewards: by this number trainings choose their best router.
+
+    That is success - λ·T (Eq. 8), router time at every step, less the price of invalid actions where there is one.
+    """
+    return float(np.mean([trajectory.rewards.sum() for trajectory in played]))
+
+
 class _Recorder:
     """Collects the steps of the episode that one sub-environment plays."""
 

@@ -115,7 +115,7 @@ def test_groups_have_one_task_and_differ_by_draws_alone(tmp_path: Path) -> None:
 def test_every_update_has_draws_of_its_own_where_the_llm_draws(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, temperature: float, firsts: list[int]
 ) -> None:
-    """Update u takes the sample indices u·G to u·G + G - 1; in greedy decoding, which draws nothing, always the same."""
+    """Update u takes the sample indices u·G to u·G + G - 1; greedy decoding draws nothing and always has the same."""
     seen: list[int] = []
 
     def spy(envs: Any, policy: Any, task_ids: Any, **options: Any) -> Any:
@@ -162,6 +162,53 @@ def test_a_folder_belongs_to_one_run(tmp_path: Path) -> None:
         recipe.main([*command, "--resume", "--set", "lambda_=0.7"])
 
 
+def test_a_moved_run_goes_on_and_another_router_is_refused(tmp_path: Path) -> None:
+    """Folders of the run and of its first router may have moved; what the router weighs is compared."""
+    command = [*SMALL, "--updates", "1"]
+    recipe.main([*command, "--out", str(tmp_path / "first")])
+    recipe.main([*command, "--out", str(tmp_path / "other"), "--seed", "1"])
+    options = [*command, "--out", str(tmp_path / "run"), "--router", str(tmp_path / "first" / "router")]
+    recipe.main(options)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    (tmp_path / "first" / "router").rename(tmp_path / "router")
+    recipe.main([*command, "--out", str(tmp_path / "moved"), "--router", str(tmp_path / "router"), "--resume"])
+    other = ["--out", str(tmp_path / "moved"), "--router", str(tmp_path / "other" / "router"), "--resume"]
+    with pytest.raises(ConfigError, match="begun with other router_digest: choose"):
+        recipe.main([*command, *other])
+    with pytest.raises(ConfigError, match="begun with other kept_near_router"):
+        recipe.main([*command, "--out", str(tmp_path / "moved"), "--resume"])
+
+
+def test_a_signal_in_the_first_validation_saves_and_the_record_keeps_its_origin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is played after it; resumed elsewhere, the run ends as any other, and says who did what."""
+    command = [*SMALL, "--updates", "2", "--average", "0.5", "--resume"]
+    recipe.main([*command, "--out", str(tmp_path / "whole")])
+    validate, out = recipe.Trainer.validate, tmp_path / "run"
+
+    def validate_and_be_told(trainer: Any, *args: Any) -> float:
+        assert json.loads((out / "run.json").read_text())["git"] == "first"
+        signal.raise_signal(signal.SIGTERM)
+        return validate(trainer, *args)
+
+    monkeypatch.setattr(recipe.Trainer, "validate", validate_and_be_told)
+    monkeypatch.setattr("dmr_gym.runs._commit", lambda: "first")
+    with pytest.raises(SystemExit) as caught:
+        recipe.main([*command, "--out", str(out)])
+    assert caught.value.code == 128 + signal.SIGTERM
+    assert [entry["update"] for entry in read_history(out)] == [0]
+    monkeypatch.setattr(recipe.Trainer, "validate", validate)
+    monkeypatch.setattr("dmr_gym.runs._commit", lambda: "second")
+    recipe.main([*command, "--out", str(out)])
+    assert read_tensors(out / STATE_FILE) == read_tensors(tmp_path / "whole" / STATE_FILE)
+    record = json.loads((out / "run.json").read_text())
+    assert (record["git"], [entry["git"] for entry in record["resumptions"]]) == ("first", ["second"])
+    monkeypatch.setattr("dmr_gym.runs._commit", lambda: "third")
+    recipe.main([*command, "--out", str(out)])
+    assert json.loads((out / "run.json").read_text()) == record
+
+
 def test_a_collapse_is_announced_once(tmp_path: Path) -> None:
     """Five updates in a row make it one; the sixth says nothing, a way back and five more say it again."""
     lengths = [recipe.run_length([0.9, *[1.0] * n]) for n in range(8)]
@@ -205,12 +252,12 @@ def test_killed_and_stopped_runs_end_in_the_weights_of_an_uninterrupted_one(tmp_
     with Runs("train_grpo", tmp_path / "log.txt") as runs:
         assert runs.run([*options, "--out", str(whole)]) == 0
         command = [*options, "--out", str(out)]
-        kill_often(runs, command, out, STATE_FILE, 20, check)
+        kill_often(runs, command, out, STATE_FILE, 20, check, found="best_digest")
         (out / STATE_FILE).unlink()
         (out / "run.json").unlink()
-        stopped = runs.run(command, lambda _: (out / STATE_FILE).exists(), signal.SIGTERM)
+        stopped = runs.run(command, lambda _: len(read_history(out)) > 1, signal.SIGTERM)
         assert stopped == 128 + signal.SIGTERM
-        assert not (out / "run.json").exists()
+        assert "best_digest" not in json.loads((out / "run.json").read_text())
         assert runs.run(command) == 0
         check()
     assert "stopped by SIGTERM after update" in (tmp_path / "log.txt").read_text()
