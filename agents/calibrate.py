@@ -54,6 +54,7 @@ from dmr_gym.deployment import (
     check_router,
     forced_types,
     forcing,
+    share_shown,
     training_scores,
 )
 from dmr_gym.figures import pyplot
@@ -151,7 +152,8 @@ def check_shares(
     for threshold in calibration.thresholds:
         policy = RouterPolicy(router, tau=threshold.value, tie_probability=threshold.tie_probability)
         title = f"{args.check_panel}, K={budget_text(threshold.budget)}"
-        played = rollout(envs, forcing(policy, high, calibration.forced), tasks, progress=title)
+        policy = forcing(policy, high, calibration.forced)
+        played = rollout(envs, policy, tasks, on_episode=share_shown(config), progress=title)
         eligible = [t.router_called & counted_steps(t.step_types, args.steps) for t in played]
         high_steps = np.array([(t.actions[e] == high).sum() for t, e in zip(played, eligible, strict=True)])
         steps = np.array([e.sum() for e in eligible], dtype=np.int64)

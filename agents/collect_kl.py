@@ -70,7 +70,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="K",
         help="vocabulary entries kept a token and precision; the KL is then a lower bound (default: all, exact)",
     )
-    add_env_options(parser)
+    add_env_options(parser, trees=False)
     return parser.parse_args(argv)
 
 
@@ -103,14 +103,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     paths = {task_id: args.out / "episodes" / f"{task_file_stem(task_id)}.safetensors" for task_id in task_ids}
     missing = [task_id for task_id, path in paths.items() if not _is_done(path, settings)]
 
+    totals = np.zeros(4)  # of the episodes of this start: solved, all, KL, and its count
     with stop_on_signal("episode", "the same command") as stop:
 
-        def label_and_save(trajectory: Trajectory) -> None:
+        def label_and_save(trajectory: Trajectory) -> dict[str, str]:
             path = paths[trajectory.key.task_id]
             labelled = label_trajectory(trajectory, envs.backend, **options)
             record.work()
             labelled.save(path, settings)
             stop.leave(f"the episode of {trajectory.key.task_id}")
+            kls = labelled.kl_action
+            totals[:] += (trajectory.success, 1, kls.sum(), kls.size)
+            success, kl = totals[::2] / totals[1::2]
+            return {"success": f"{success:.2f}", "KL": f"{kl:.3g} nats"}
 
         high = FixedPrecision(len(envs.precisions) - 1)
         title = f"{envs.precisions[-1]} plays {args.panel}"

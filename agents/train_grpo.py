@@ -92,7 +92,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--validation-panel", default="validation", help="panel of held-out tasks (default: %(default)s)")
     add("--validation-tasks", type=int, metavar="N", help="first N tasks of that panel (default: all)")
     add("--validate-every", type=int, default=10, metavar="N", help="updates between validations (default: 10)")
-    add("--updates", type=int, default=100, metavar="N", help="(default: %(default)s)")
+    add("--updates", type=int, default=100, metavar="N", help="times to play and learn (default: %(default)s)")
     add("--groups", type=int, default=16, metavar="M", help="tasks an update (default: %(default)s)")
     add("--group-size", type=int, default=8, metavar="G", help="episodes of each task (default: %(default)s)")
     add(
@@ -113,12 +113,29 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         help="decay an update of the moving average of weights that is validated and kept; 0: the weights themselves",
     )
     add("--grad-clip", type=float, default=1.0, metavar="X", help="largest gradient norm (default: %(default)s)")
-    add("--clip-low", type=float, default=0.2, metavar="X", help="of the probability ratio (default: %(default)s)")
-    add("--clip-high", type=float, default=0.2, metavar="X", help="of the probability ratio (default: %(default)s)")
+    add(
+        "--clip-low",
+        type=float,
+        default=0.2,
+        metavar="X",
+        help="a ratio of probabilities counts no further below 1 (default: %(default)s)",
+    )
+    add(
+        "--clip-high",
+        type=float,
+        default=0.2,
+        metavar="X",
+        help="a ratio of probabilities counts no further above 1 (default: %(default)s)",
+    )
     add("--kl-weight", type=float, default=0.001, metavar="X", help="reward a nat from --router (default: %(default)s)")
     add("--entropy-floor", type=float, default=0.2, metavar="X", help="nats, mean over steps (default: %(default)s)")
     add("--entropy-weight", type=float, default=0.1, metavar="X", help="reward a nat below it (default: %(default)s)")
-    add("--normaliser", choices=("constant", "steps"), default="constant", help="of the loss (default: %(default)s)")
+    add(
+        "--normaliser",
+        choices=("constant", "steps"),
+        default="constant",
+        help="what the loss is divided by: trajectories times the step cap, or the steps taken (default: %(default)s)",
+    )
     add("--checkpoint-every", type=int, default=5, metavar="N", help="updates between checkpoints (default: 5)")
     add("--seed", type=int, default=0, help="of weights, tasks and draws (default: %(default)s)")
     add("--device", default="cpu", help="torch device (default: %(default)s)")

@@ -122,7 +122,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     router("--router", type=Path, metavar="DIR", help="folder of a router to start from; it brings its sizes")
     for name in SIZES:
         flag, value = f"--{name.replace('_', '-')}", getattr(RouterConfig(), name)
-        router(flag, type=int, metavar="N", help=f"see RouterConfig (default: {value}, or that of --router)")
+        router(flag, type=int, metavar="N", help=f"{ROUTER_SIZES[name]} (default: {value}, or that of --router)")
     add_env_options(parser)
     args = parser.parse_args(argv)
     check_args(args)

@@ -375,8 +375,13 @@ def test_the_comparison_trains_every_setting_and_plays_every_policy(tmp_path: Pa
     compare.main([*options, "--calibration-tasks", "4"])
     assert len(states) == 8
     assert states == {path: path.stat().st_mtime_ns for path in out.glob("runs/*/state.safetensors")}
-    with pytest.raises(ConfigError, match="begun with other lr"):
-        compare.main([*options, "--calibration-tasks", "4", "--lr", "0.5"])
+    results = (out / "results.json").read_bytes()
+    for changed in (["--lr", "0.5"], ["--test-panel", "validation"], ["--test-tasks", "4"], ["--lambdas", "0.1"]):
+        with pytest.raises(ConfigError, match=f"begun with other {changed[0][2:].replace('-', '_')}: choose"):
+            compare.main([*options, "--calibration-tasks", "4", *changed])
+    assert (out / "results.json").read_bytes() == results
+    compare.main([*options, "--calibration-tasks", "4", "--lambdas", "0", "0.1", "0.2"])
+    assert len(json.loads((out / "results.json").read_text())["results"]) == 30
 
 
 def test_the_gap_of_advantages_is_paired_by_seed_and_task() -> None:

@@ -310,8 +310,19 @@ def test_tuning_ranks_settings_by_seeds_that_did_not_choose_them(
     assert scores == sorted(scores, reverse=True)
     winner = record["finalists"][0]
     assert f"| {winner['setting']} | {winner['lr']} | 64 | 128 | 8 |" in capsys.readouterr().out
-    monkeypatch.setattr(tune_ppo, "load_recipe", lambda: SimpleNamespace(parse_args=recipe("train_ppo").parse_args))
+    train = recipe("train_ppo")
+    without_training = SimpleNamespace(parse_args=train.parse_args, FREE=train.FREE)
+    monkeypatch.setattr(tune_ppo, "load_recipe", lambda: without_training)
     tune_ppo.main(options)
+    at = options.index("--")
+    changes = {"search_seed": ["--search-seed", "1"], "env_steps": ["--env-steps", "2560"]}
+    for name, change in changes.items():
+        with pytest.raises(ConfigError, match=f"begun with other {name}: choose"):
+            tune_ppo.main([*options[:at], *change, *options[at:]])
+    with pytest.raises(ConfigError, match="begun with other train_ppo: choose"):
+        tune_ppo.main([*options, "--gamma", "0.9"])
+    with pytest.raises(ConfigError, match="begun with other env: choose"):
+        tune_ppo.main([*options, "--set", "lambda_=0.7"])
 
 
 def test_the_page_names_options_and_figures_that_there_are(
