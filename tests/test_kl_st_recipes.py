@@ -283,3 +283,15 @@ def test_the_commands_of_the_page_are_understood():
         _, path, *argv = shlex.split(command)
         modules[Path(path).stem].parse_args(argv)
     assert {Path(command.split()[1]).stem for command in commands} == recipes
+
+
+def test_progress_bars_show_what_is_found(collect, critical, uninterrupted, tmp_path, capsys):
+    """Success and mean KL of a collection, the share of the highest precision of a calibration."""
+    collect.main(["--out", str(tmp_path / "kl"), "--tasks", "4", *TOY])
+    mean = KLDataset.load(tmp_path / "kl" / "kl.safetensors").kl_action.mean()
+    assert f"success=1.00, KL={mean:.3g} nats]" in capsys.readouterr().err
+    options = ["--router", str(uninterrupted / "router"), "--out", str(tmp_path / "calibration"), *TOY]
+    load_recipe("calibrate").main([*options, "--calibration-tasks", "4"])
+    record = json.loads((tmp_path / "calibration" / "results.json").read_text())
+    share = record["pools"]["calibration"]["share_at_least_half"]
+    assert f"high={share:.1%}]" in capsys.readouterr().err

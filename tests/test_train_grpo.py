@@ -255,12 +255,12 @@ def test_killed_and_stopped_runs_end_in_the_weights_of_an_uninterrupted_one(tmp_
         kill_often(runs, command, out, STATE_FILE, 20, check, found="best_digest")
         (out / STATE_FILE).unlink()
         (out / "run.json").unlink()
-        stopped = runs.run(command, lambda _: len(read_history(out)) > 1, signal.SIGTERM)
+        stopped = runs.run(command, lambda _: (out / STATE_FILE).exists(), signal.SIGTERM)
         assert stopped == 128 + signal.SIGTERM
         assert "best_digest" not in json.loads((out / "run.json").read_text())
         assert runs.run(command) == 0
         check()
-    assert "stopped by SIGTERM after update" in (tmp_path / "log.txt").read_text()
+    assert "stopped by SIGTERM after" in (tmp_path / "log.txt").read_text()
     assert (out / HISTORY_FILE).is_file()
 
 
