@@ -93,7 +93,7 @@ def parse_args(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str
     """Read the command line; what is not known here is for the training."""
     parser = recipe_parser(__doc__)
     commands = parser.add_subparsers(
-        dest="command", required=True, metavar="COMMAND", parser_class=argparse.ArgumentParser
+        help="what to vary", dest="command", required=True, metavar="COMMAND", parser_class=argparse.ArgumentParser
     )
     for name in ("depth", "threshold", "tokens"):
         command = commands.add_parser(name, allow_abbrev=False, help=HELP[name])
@@ -104,7 +104,14 @@ def parse_args(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str
         add("--panel", default="test", help="panel to report (default: %(default)s)")
         add("--tasks", type=int, metavar="N", help="first N tasks of that panel (default: all)")
         if name == "depth":
-            add("--depths", type=int, nargs="+", default=list(DEPTHS), metavar="N", help="(default: 2 4 8 12 16)")
+            add(
+                "--depths",
+                type=int,
+                nargs="+",
+                default=list(DEPTHS),
+                metavar="N",
+                help="layers of the routers (default: 2 4 8 12 16)",
+            )
         if name == "threshold":
             add("--taus", type=float, nargs=4, metavar="NATS", help="four thresholds (default: by the plateau)")
         add_calibration_options(command)

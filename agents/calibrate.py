@@ -32,7 +32,16 @@ from numpy.typing import NDArray
 from dmr_gym import trained_on
 from dmr_gym.calibration import StepShare, describe_scores, step_share
 from dmr_gym.calibration_tables import budget_table, shift_table
-from dmr_gym.command_line import add_env_options, chosen_env, first_tasks, make_envs, recipe_parser, run, settings_of
+from dmr_gym.command_line import (
+    add_env_options,
+    chosen_env,
+    first_tasks,
+    make_envs,
+    part_digests,
+    recipe_parser,
+    run,
+    settings_of,
+)
 from dmr_gym.config import EnvConfig
 from dmr_gym.deployment import (
     DEFAULT_TAU,
@@ -45,6 +54,7 @@ from dmr_gym.deployment import (
     check_router,
     forced_types,
     forcing,
+    share_shown,
     training_scores,
 )
 from dmr_gym.figures import pyplot
@@ -97,6 +107,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "env": {key: value for key, value in asdict(config).items() if key != "cache_dir"},
         "router_digest": router.digest(),
         "data_sha256": None if data_file is None else file_digest(data_file),
+        **part_digests(config, [panel for panel in (args.calibration_panel, args.check_panel) if panel is not None]),
     }
     # Answers are cached, so the same command again is cheap; another one would replace thresholds that are in use.
     claim_folder(args.out, settings, True, ("router", "data", "out", "cache_dir", "num_envs", "device"))
@@ -141,7 +152,8 @@ def check_shares(
     for threshold in calibration.thresholds:
         policy = RouterPolicy(router, tau=threshold.value, tie_probability=threshold.tie_probability)
         title = f"{args.check_panel}, K={budget_text(threshold.budget)}"
-        played = rollout(envs, forcing(policy, high, calibration.forced), tasks, progress=title)
+        policy = forcing(policy, high, calibration.forced)
+        played = rollout(envs, policy, tasks, on_episode=share_shown(config), progress=title)
         eligible = [t.router_called & counted_steps(t.step_types, args.steps) for t in played]
         high_steps = np.array([(t.actions[e] == high).sum() for t, e in zip(played, eligible, strict=True)])
         steps = np.array([e.sum() for e in eligible], dtype=np.int64)

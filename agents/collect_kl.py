@@ -42,7 +42,7 @@ from dmr_gym.kl_figures import draw_kls
 from dmr_gym.kl_training import Labelling, label_dataset, labelling_lines
 from dmr_gym.policies import FixedPrecision
 from dmr_gym.rollout import Trajectory, rollout
-from dmr_gym.runs import file_digest, provenance, task_file_stem, write_atomically, write_json
+from dmr_gym.runs import RunRecord, file_digest, task_file_stem, write_atomically
 from dmr_gym.training import claim_folder, stop_on_signal
 
 
@@ -70,7 +70,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="K",
         help="vocabulary entries kept a token and precision; the KL is then a lower bound (default: all, exact)",
     )
-    add_env_options(parser)
+    add_env_options(parser, trees=False)
     return parser.parse_args(argv)
 
 
@@ -99,15 +99,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     # The same command goes on with what is there, so there is no --resume.
     claim_folder(args.out, settings, resume=True)
+    record = RunRecord(args.out, {"settings": settings})
     paths = {task_id: args.out / "episodes" / f"{task_file_stem(task_id)}.safetensors" for task_id in task_ids}
     missing = [task_id for task_id, path in paths.items() if not _is_done(path, settings)]
 
+    totals = np.zeros(4)  # of the episodes of this start: solved, all, KL, and its count
     with stop_on_signal("episode", "the same command") as stop:
 
-        def label_and_save(trajectory: Trajectory) -> None:
+        def label_and_save(trajectory: Trajectory) -> dict[str, str]:
             path = paths[trajectory.key.task_id]
-            label_trajectory(trajectory, envs.backend, **options).save(path, settings)
+            labelled = label_trajectory(trajectory, envs.backend, **options)
+            record.work()
+            labelled.save(path, settings)
             stop.leave(f"the episode of {trajectory.key.task_id}")
+            kls = labelled.kl_action
+            totals[:] += (trajectory.success, 1, kls.sum(), kls.size)
+            success, kl = totals[::2] / totals[1::2]
+            return {"success": f"{success:.2f}", "KL": f"{kl:.3g} nats"}
 
         high = FixedPrecision(len(envs.precisions) - 1)
         title = f"{envs.precisions[-1]} plays {args.panel}"
@@ -121,15 +129,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     kls, taus, picture = labelling.counted_kls(dataset), labelling.thresholds, args.out / "kl_histogram.png"
     write_atomically(picture, lambda part: draw_kls(kls, lower, taus, labelling.plateaus, part, bound=bound))
     summary = summarize(dataset, labelling)
-    record = {
-        "settings": settings,
+    found = {
         "tasks": len(task_ids),
         "kl_is_lower_bound": bound,
         "dataset_sha256": file_digest(args.out / "kl.safetensors"),
         "summary": summary,
-        **provenance(),
     }
-    write_json(args.out / "run.json", record)
+    record.end(found)
     print(
         f"{summary['episodes']} episodes, {summary['steps']} steps, success of high precision {summary['success']:.1%}"
     )

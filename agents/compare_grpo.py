@@ -14,7 +14,7 @@ itself, which favours KL-ST.
 
 Options of agents/train_grpo.py are handed on: --updates 40 --tasks 64 --lr 3e-4. ``--out`` holds a folder a run,
 results.json, episodes.jsonl, returns.md, returns.png, and courses.png: how each run went on held-out tasks. Started
-again, it goes on with the runs that are missing.
+again, it goes on with the runs that are missing; then there may be more λ, seeds, and ways to compute advantages.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ from dmr_gym.command_line import (
     env_options,
     first_tasks,
     make_envs,
+    part_digests,
     recipe_parser,
     run,
     settings_of,
@@ -70,7 +71,7 @@ from dmr_gym.router import PrecisionRouter
 from dmr_gym.runs import provenance, write_atomically, write_json
 from dmr_gym.serving.settings import served_device
 from dmr_gym.tables import Table, number, percent, with_interval
-from dmr_gym.training import read_history
+from dmr_gym.training import claim_folder, read_history
 
 
 @dataclass(frozen=True)
@@ -100,14 +101,14 @@ def parse_args(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str
         nargs="+",
         default=[0.05, 0.1, 0.2],
         metavar="X",
-        help="reward a second of latency costs",
+        help="λ: reward that a second of latency costs, a training each (default: 0.05 0.1 0.2)",
     )
     add(
         "--advantages",
         nargs="+",
         choices=(*ADVANTAGE_MODES, *STATE_MODES),
         default=["mean"],
-        help="(default: mean)",
+        help="ways to compute advantages, a training each; see agents/train_grpo.py (default: mean)",
     )
     add("--seeds", type=int, default=5, metavar="N", help="training runs of each setting (default: %(default)s)")
     add("--test-panel", default="test", help="panel to report (default: %(default)s)")
@@ -123,7 +124,9 @@ def parse_args(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str
         raise ConfigError(f"--lambdas must be different numbers of at least 0, got {args.lambdas}")
     if any(option.split("=")[0] == "--seed" for option in rest):
         raise ConfigError("--seed is set for each run: --seeds N makes runs of the seeds 0 to N - 1")
-    train_grpo.parse_args(["--out", "x", *rest])  # a wrong option ends the run here, not after the first training
+    train_grpo.parse_args(
+        ["--out", "x", *env_options(args), *rest]
+    )  # a wrong option ends the run here, not after the first training
     return args, rest
 
 
@@ -132,6 +135,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args, rest = parse_args(argv)
     pyplot()  # where nothing can be drawn that is said now, not after the last training
     env_id, config = chosen_env(args, args.out / "cache")
+    claim(args, rest, env_id, config)
     prices = prices_of(config, served_device(args.config))
     settings = list(itertools.product(args.advantages, args.lambdas, range(args.seeds)))
     for advantages, lambda_, seed in settings:
@@ -161,6 +165,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_atomically(args.out / "returns.md", lambda part: part.write_text(table.markdown(), encoding="utf-8"))
     table.show()
     print(f"picture: {picture}\nnumbers: {args.out / 'results.json'} and {args.out / 'episodes.jsonl'}")
+
+
+def claim(args: argparse.Namespace, rest: Sequence[str], env_id: str, config: EnvConfig) -> None:
+    """Refuse a folder of other results; more λ, seeds, and ways to compute advantages may join those that are there."""
+    training = train_grpo.parse_args(["--out", str(args.out), *env_options(args), *rest])
+    settings = settings_of(training) | settings_of(args) | {"env_id": env_id, "env": asdict(config)}
+    settings["env"].pop("cache_dir")
+    settings["router_digest"] = PrecisionRouter.load(args.router).digest()
+    settings |= part_digests(config, (args.calibration_panel, args.test_panel))
+    claim_folder(args.out, settings, True, train_grpo.FREE, growing=("lambdas", "seeds", "advantages"))
 
 
 def run_folder(args: argparse.Namespace, advantages: str, lambda_: float, seed: int) -> Path:

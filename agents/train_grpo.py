@@ -44,6 +44,7 @@ from dmr_gym.command_line import (
     chosen_env,
     first_tasks,
     make_envs,
+    part_digests,
     recipe_parser,
     router_config,
     run,
@@ -55,9 +56,9 @@ from dmr_gym.errors import ConfigError
 from dmr_gym.grpo_batch import STATE_MODES, Batch, batch_logits, decision_advantages, to_batch
 from dmr_gym.losses import ADVANTAGE_MODES, GRPOTerms, grpo_loss, mixed_groups
 from dmr_gym.policies import RouterPolicy
-from dmr_gym.rollout import rollout
+from dmr_gym.rollout import mean_return, rollout
 from dmr_gym.router import PrecisionRouter
-from dmr_gym.runs import provenance, write_json
+from dmr_gym.runs import RunRecord
 from dmr_gym.training import (
     STATE_FILE,
     RunLog,
@@ -68,10 +69,15 @@ from dmr_gym.training import (
     stop_on_signal,
     update_seed,
 )
+from dmr_gym.types import SamplingParams
 from dmr_gym.vector import PrecisionRoutingVectorEnv
 
-FREE = ("resume", "cache_dir", "checkpoint_every")
-"""Options that may differ when a run is resumed: they change no bit of what is learnt."""
+FREE = ("out", "router", "config", "resume", "cache_dir", "checkpoint_every")
+"""Options that may differ when a run is resumed. Of files, what they hold is compared; where they lie does not matter.
+
+They change no bit of what is learnt, but for ``cache_dir`` with MiniLM: the last bits of an embedding that has to be
+computed again depend on how many texts are embedded at once.
+"""
 COLLAPSED_SHARE, COLLAPSED_UPDATES = 0.995, 5
 
 
@@ -86,7 +92,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--validation-panel", default="validation", help="panel of held-out tasks (default: %(default)s)")
     add("--validation-tasks", type=int, metavar="N", help="first N tasks of that panel (default: all)")
     add("--validate-every", type=int, default=10, metavar="N", help="updates between validations (default: 10)")
-    add("--updates", type=int, default=100, metavar="N", help="(default: %(default)s)")
+    add("--updates", type=int, default=100, metavar="N", help="times to play and learn (default: %(default)s)")
     add("--groups", type=int, default=16, metavar="M", help="tasks an update (default: %(default)s)")
     add("--group-size", type=int, default=8, metavar="G", help="episodes of each task (default: %(default)s)")
     add(
@@ -107,12 +113,29 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         help="decay an update of the moving average of weights that is validated and kept; 0: the weights themselves",
     )
     add("--grad-clip", type=float, default=1.0, metavar="X", help="largest gradient norm (default: %(default)s)")
-    add("--clip-low", type=float, default=0.2, metavar="X", help="of the probability ratio (default: %(default)s)")
-    add("--clip-high", type=float, default=0.2, metavar="X", help="of the probability ratio (default: %(default)s)")
+    add(
+        "--clip-low",
+        type=float,
+        default=0.2,
+        metavar="X",
+        help="a ratio of probabilities counts no further below 1 (default: %(default)s)",
+    )
+    add(
+        "--clip-high",
+        type=float,
+        default=0.2,
+        metavar="X",
+        help="a ratio of probabilities counts no further above 1 (default: %(default)s)",
+    )
     add("--kl-weight", type=float, default=0.001, metavar="X", help="reward a nat from --router (default: %(default)s)")
     add("--entropy-floor", type=float, default=0.2, metavar="X", help="nats, mean over steps (default: %(default)s)")
     add("--entropy-weight", type=float, default=0.1, metavar="X", help="reward a nat below it (default: %(default)s)")
-    add("--normaliser", choices=("constant", "steps"), default="constant", help="of the loss (default: %(default)s)")
+    add(
+        "--normaliser",
+        choices=("constant", "steps"),
+        default="constant",
+        help="what the loss is divided by: trajectories times the step cap, or the steps taken (default: %(default)s)",
+    )
     add("--checkpoint-every", type=int, default=5, metavar="N", help="updates between checkpoints (default: 5)")
     add("--seed", type=int, default=0, help="of weights, tasks and draws (default: %(default)s)")
     add("--device", default="cpu", help="torch device (default: %(default)s)")
@@ -147,19 +170,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Build environments and router, train, and keep the best router."""
     args = parse_args(argv)
     env_id, config = chosen_env(args, args.out / "cache")
-    envs, held_out = (make_envs(config, panel, args.num_envs) for panel in (args.panel, args.validation_panel))
+    panels = (args.panel, args.validation_panel)
+    envs, held_out = (make_envs(config, panel, args.num_envs) for panel in panels)
     with closing(envs), closing(held_out):
         models = {name: envs.backend.digest(name) for name in envs.precisions}
         here = trained_on.environment_record(env_id, args.panel, config, models)
         router = first_router(args, config, here)
         settings = settings_of(args)
-        begun = {"env_id": env_id, "env": asdict(config), "models": models, "router_digest": router.digest()}
+        begun = {"env_id": env_id, "env": asdict(config), "models": models, **part_digests(config, panels)}
         begun["env"].pop("cache_dir")
+        begun |= {"router_digest": router.digest(), "kept_near_router": args.router is not None}
         claim_folder(args.out, settings | begun, args.resume, FREE)
-        Trainer(args, config, router, envs, held_out).train()
-    best = PrecisionRouter.load(args.out / "router")
-    write_json(args.out / "run.json", {"settings": settings, **begun, "best_digest": best.digest(), **provenance()})
-    print(f"wrote {args.out / 'router'} and {args.out / 'run.json'}")
+        record = RunRecord(args.out, {"settings": settings, **begun})
+        Trainer(args, config, router, envs, held_out).train(record)
+    record.end({"best_digest": PrecisionRouter.load(args.out / "router").digest()})
+    print(f"wrote {args.out / 'router'} and {record.path}")
 
 
 def first_router(args: argparse.Namespace, config: EnvConfig, here: dict[str, Any]) -> PrecisionRouter:
@@ -206,10 +231,13 @@ class Trainer:
         self.averaged = copy.deepcopy(router) if args.average else router
         self.task_ids = first_tasks(envs, args.tasks)
         self.validation_ids = first_tasks(held_out, args.validation_tasks)
+        # Draws of the LLM belong to a sample index, so every update needs indices of its own to see new ones. Greedy
+        # decoding has no draws, and there the decisions' own draws are left as they are.
+        self.is_drawn = SamplingParams(**config.sampling).temperature > 0
         if args.groups > len(self.task_ids):
             raise ConfigError(f"--groups {args.groups} needs as many tasks, the panel has {len(self.task_ids)}")
 
-    def train(self) -> None:
+    def train(self, record: RunRecord) -> None:
         """Update until the end; validate, save and log on the way."""
         args, out = self.args, self.args.out
         progress = load_training_state(out / STATE_FILE, self.router, [self.optimizer])
@@ -219,6 +247,8 @@ class Trainer:
         with RunLog(out, start) as log, stop_on_signal() as stop:
             if start < 0:
                 best = self.validate(log, 0, best)
+                self.save(record, 0, best)
+                stop.leave("the first validation")
             bar = tqdm(range(max(start, 0), args.updates), initial=max(start, 0), total=args.updates, unit="update")
             for update in bar:
                 figures = self.update(update)
@@ -232,10 +262,15 @@ class Trainer:
                 if done % args.validate_every == 0 or done == args.updates:
                     best = self.validate(log, done, best)
                 if done % args.checkpoint_every == 0 or done == args.updates or stop.signal is not None:
-                    state = {"update": done, "best": best}
-                    averaged = dict(self.averaged.named_parameters()) if args.average else None
-                    save_training_state(out / STATE_FILE, self.router, [self.optimizer], state, averaged)
+                    self.save(record, done, best)
                 stop.leave(f"update {done}")
+
+    def save(self, record: RunRecord, done: int, best: float) -> None:
+        """Write weights, averaged ones too, optimizer and progress."""
+        record.work()
+        state, path = {"update": done, "best": best}, self.args.out / STATE_FILE
+        averaged = dict(self.averaged.named_parameters()) if self.args.average else None
+        save_training_state(path, self.router, [self.optimizer], state, averaged)
 
     def update(self, update: int) -> dict[str, float]:
         """Play and learn once; returns the figures to log."""
@@ -246,14 +281,16 @@ class Trainer:
         began = time.perf_counter()
         order = np.random.default_rng(seed).permutation(len(self.task_ids))[: args.groups]
         policy = RouterPolicy(self.router, mode="sample", seed=seed)
-        played = rollout(self.envs, policy, [self.task_ids[i] for i in order], repeats=args.group_size)
+        tasks = [self.task_ids[i] for i in order]
+        first = update * args.group_size if self.is_drawn else 0
+        played = rollout(self.envs, policy, tasks, repeats=args.group_size, first_repeat=first)
         shape = (args.groups, args.group_size)
         returns = np.array([trajectory.rewards.sum() for trajectory in played]).reshape(shape)
         success = np.array([trajectory.success for trajectory in played]).reshape(shape)
         played_s = time.perf_counter() - began
         advantages = decision_advantages(played, args.group_size, args.advantages, args.drop_same_success)
         batch = to_batch(played, advantages, args.device)
-        first, last, norm = self.learn(batch)
+        begun, last, norm = self.learn(batch)
         actions = np.concatenate([trajectory.actions for trajectory in played])
         shares = np.bincount(actions, minlength=len(self.envs.precisions)) / len(actions)
         return {
@@ -264,7 +301,7 @@ class Trainer:
             **{f"rollout/share_{name}": float(share) for name, share in zip(self.envs.precisions, shares, strict=True)},
             "groups/zero_spread": float((np.ptp(returns, axis=1) == 0).mean()),
             "groups/same_success": float(1 - mixed_groups(success).mean()),
-            "train/surrogate": first.surrogate.item(),
+            "train/surrogate": begun.surrogate.item(),
             "train/kl": last.kl.item(),
             "train/entropy": last.entropy.item(),
             "train/clip_fraction": last.clip_fraction.item(),
@@ -312,7 +349,7 @@ class Trainer:
     def validate(self, log: RunLog, done: int, best: float) -> float:
         """Play the held-out tasks greedily, save the router if it is the best so far, and return the best return."""
         played = rollout(self.held_out, RouterPolicy(self.averaged, mode="argmax"), self.validation_ids)
-        value = float(np.mean([trajectory.rewards.sum() for trajectory in played]))
+        value = mean_return(played)
         high = np.concatenate([trajectory.actions for trajectory in played]) == len(self.envs.precisions) - 1
         figures = {"return": value, "success": float(np.mean([t.success for t in played])), "high": float(high.mean())}
         log.write(done, {f"validation/{name}": number for name, number in figures.items()})

@@ -54,7 +54,7 @@ from dmr_gym.kl_training import (
 )
 from dmr_gym.losses import class_weights, weighted_cross_entropy
 from dmr_gym.router import PrecisionRouter
-from dmr_gym.runs import file_digest, provenance, write_atomically, write_json
+from dmr_gym.runs import RunRecord, file_digest, write_atomically
 from dmr_gym.training import (
     STATE_FILE,
     RunLog,
@@ -144,11 +144,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     claim_folder(args.out, settings, args.resume, free)
 
     counts = np.bincount(counted_labels(training), minlength=n_precisions).tolist()
+    bound = data_settings.get("top_k") is not None
+    known = {
+        "settings": settings,
+        "data_settings": data_settings,
+        "kl_is_lower_bound": bound,
+        "labelling": asdict(labelling),
+        "label_counts": counts,
+        "class_weights": weights.tolist(),
+        "router": asdict(router.config),
+        "router_parameters": router.n_parameters,
+    }
+    record = RunRecord(args.out, known)
     lower = data_settings["env"]["precisions"][:-1]
     print(f"{len(training)} training and {len(validation)} validation episodes, {args.steps} steps; labels {counts}")
     for line in labelling_lines(labelling, lower):
         print(line)
-    bound = data_settings.get("top_k") is not None
     if bound:
         print("the KLs are lower bounds: the data was collected with --top-k")
     kls, taus, plateaus = labelling.counted_kls(dataset), labelling.thresholds, labelling.plateaus
@@ -158,27 +169,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     print(f"router of {router.n_parameters / 1e6:.1f} M parameters on {args.device}")
 
-    scores = train(router, training, validation, torch.from_numpy(weights), args)
+    scores = train(router, training, validation, torch.from_numpy(weights), record, args)
     best = max(scores, key=lambda score: score.merit)
     router = PrecisionRouter.load(args.out / "router")
-    record = {
-        "settings": settings,
-        "data_settings": data_settings,
-        "kl_is_lower_bound": bound,
-        "labelling": asdict(labelling),
-        "label_counts": counts,
-        "class_weights": weights.tolist(),
-        "router": asdict(router.config),
-        "router_parameters": router.n_parameters,
+    found = {
         "router_digest": router.digest(),
         "best_epoch": scores.index(best) + 1,
         "best": asdict(best),
         "history": [asdict(score) for score in scores],
-        **provenance(),
     }
-    write_json(args.out / "run.json", record)
+    record.end(found)
     print(f"best epoch {scores.index(best) + 1}: balanced accuracy {best.balanced_accuracy:.1%} on held-out tasks")
-    print(f"wrote {args.out / 'router'} and {args.out / 'run.json'}")
+    print(f"wrote {args.out / 'router'} and {record.path}")
 
 
 def train(
@@ -186,6 +188,7 @@ def train(
     training: Sequence[LabelledEpisode],
     validation: Sequence[LabelledEpisode],
     weights: Tensor,
+    record: RunRecord,
     args: argparse.Namespace,
 ) -> list[Score]:
     """Fit the router from where the run in ``--out`` stands, save it whenever it is better than before.
@@ -206,13 +209,14 @@ def train(
         scores = [Score.from_figures(figures) for figures in log.history]
         while len(scores) < args.epochs and not is_stalled(scores, args.patience):
             epoch = len(scores)
-            figures = train_epoch(router, optimizer, training, weights, epoch, progress, stop, args)
+            figures = train_epoch(router, optimizer, training, weights, epoch, progress, record, stop, args)
             score = score_router(router, validation, weights, args.batch_size)
             log.write(epoch + 1, figures | score.figures())
             if all(score.merit > earlier.merit for earlier in scores):
                 router.save(args.out / "router")
             scores.append(score)
             progress = {"epoch": epoch + 1}
+            record.work()
             save_training_state(state, router, [optimizer], progress)
             bar.update()
             bar.set_postfix(balanced_accuracy=f"{score.balanced_accuracy:.3f}", loss=f"{score.loss:.3f}")
@@ -227,6 +231,7 @@ def train_epoch(
     weights: Tensor,
     epoch: int,
     progress: dict[str, Any],
+    record: RunRecord,
     stop: Stop,
     args: argparse.Namespace,
 ) -> dict[str, float]:
@@ -254,6 +259,7 @@ def train_epoch(
         losses, norms, steps = losses + loss.item(), norms + norm.item(), steps + 1
         if stop.signal is not None:
             saved = {"epoch": epoch, "batch": number, "losses": losses, "norms": norms, "steps": steps}
+            record.work()
             save_training_state(args.out / STATE_FILE, router, [optimizer], saved)
             stop.leave(f"batch {number} of epoch {epoch + 1}")
     return {"train/loss": losses / steps, "train/gradient_norm": norms / steps}

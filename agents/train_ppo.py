@@ -46,6 +46,7 @@ from dmr_gym.command_line import (
     chosen_env,
     first_tasks,
     make_envs,
+    part_digests,
     recipe_parser,
     run,
     settings_of,
@@ -54,9 +55,9 @@ from dmr_gym.config import EnvConfig
 from dmr_gym.device import torch_device
 from dmr_gym.errors import ConfigError
 from dmr_gym.policies import RouterPolicy
-from dmr_gym.rollout import rollout
+from dmr_gym.rollout import mean_return, rollout
 from dmr_gym.router import PrecisionRouter, RouterConfig
-from dmr_gym.runs import provenance, write_json
+from dmr_gym.runs import RunRecord
 from dmr_gym.sb3 import Position, RouterActorCriticPolicy, RoutingVecEnv
 from dmr_gym.training import (
     STATE_FILE,
@@ -71,7 +72,8 @@ from dmr_gym.training import (
 from dmr_gym.vector import PrecisionRoutingVectorEnv
 
 SIZES = tuple(name for name in ROUTER_SIZES if name != "max_length")  # that one is the environment's window
-FREE = ("out", "resume", "cache_dir")
+FREE = ("out", "router", "config", "resume", "cache_dir")
+"""Options that may differ when a run is resumed: of files, what they hold is compared."""
 SB3_FIGURES = {
     "kl": "approx_kl",
     "clip_fraction": "clip_fraction",
@@ -120,7 +122,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     router("--router", type=Path, metavar="DIR", help="folder of a router to start from; it brings its sizes")
     for name in SIZES:
         flag, value = f"--{name.replace('_', '-')}", getattr(RouterConfig(), name)
-        router(flag, type=int, metavar="N", help=f"see RouterConfig (default: {value}, or that of --router)")
+        router(flag, type=int, metavar="N", help=f"{ROUTER_SIZES[name]} (default: {value}, or that of --router)")
     add_env_options(parser)
     args = parser.parse_args(argv)
     check_args(args)
@@ -175,18 +177,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = settings_of(args)
     settings |= {"env_id": env_id, "env": asdict(replace(config, cache_dir=None)), "models": models}
     settings |= {"start_digest": start.digest() if start is not None else None}
+    settings |= part_digests(config, (args.panel, args.validation_panel))
     claim_folder(args.out, settings, args.resume, FREE)
-    record = {"settings": settings, "trained_on": data, "sizes": asdict(model.policy.router.config), **provenance()}
-    write_json(args.out / "run.json", record)
+    sizes = asdict(model.policy.router.config)
+    record = RunRecord(args.out, {"settings": settings, "trained_on": data, "sizes": sizes})
 
-    history = Trainer(model, held_out, tasks, config.lambda_, args).train()
+    history = Trainer(model, held_out, tasks, record, args).train()
     best = max((entry for entry in history if "validation/return" in entry), key=lambda e: e["validation/return"])
     digest = PrecisionRouter.load(args.out / "router").digest()
-    write_json(args.out / "run.json", record | {"best": best, "last": history[-1], "router_digest": digest})
+    record.end({"best": best, "last": history[-1], "router_digest": digest})
     held_out.close()
     envs.close()
     print(f"best update {best['update']}: return {best['validation/return']:.3f} on {len(tasks)} held-out tasks")
-    print(f"wrote {args.out / 'router'} and {args.out / 'run.json'}")
+    print(f"wrote {args.out / 'router'} and {record.path}")
 
 
 def build(venv: RoutingVecEnv, config: EnvConfig, args: argparse.Namespace) -> PPO:
@@ -245,10 +248,10 @@ class Trainer:
         model: PPO,
         held_out: PrecisionRoutingVectorEnv,
         tasks: Sequence[str],
-        lambda_: float,
+        record: RunRecord,
         args: argparse.Namespace,
     ) -> None:
-        self.model, self.held_out, self.tasks, self.lambda_, self.args = model, held_out, tasks, lambda_, args
+        self.model, self.held_out, self.tasks, self.record, self.args = model, held_out, tasks, record, args
         self.venv: RoutingVecEnv = model.env
         self.router: PrecisionRouter = model.policy.router
         self.best = -math.inf
@@ -272,6 +275,7 @@ class Trainer:
             if done < 0:
                 log.write(0, self.evaluate())
                 self.save(0)
+                stop.leave("the first play of the held-out tasks")
             for update in range(max(done, 0), args.updates):
                 figures = self.update(update)
                 last = update + 1 == args.updates
@@ -309,10 +313,9 @@ class Trainer:
         high = len(self.held_out.precisions) - 1
         played = rollout(self.held_out, RouterPolicy(self.router, mode="argmax"), self.tasks)
         results = [trajectory.result(high) for trajectory in played]
-        returns = [float(result.success) - self.lambda_ * result.time_s for result in results]
         steps = sum(result.steps for result in results)
         figures = {
-            "validation/return": float(np.mean(returns)),
+            "validation/return": mean_return(played),
             "validation/success": float(np.mean([result.success for result in results])),
             "validation/time_s": float(np.mean([result.time_s for result in results])),
             "validation/steps": steps / len(results),
@@ -325,6 +328,7 @@ class Trainer:
 
     def save(self, update: int) -> None:
         """Write weights, optimizer, and where the episodes stand."""
+        self.record.work()
         index = {name: number for number, name in enumerate(self.venv.envs.task_ids)}
         extra = {}
         for i, position in enumerate(self.venv.positions() if update else ()):

@@ -21,7 +21,7 @@ import json
 import random
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import mean, stdev
 from types import ModuleType
@@ -29,10 +29,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from dmr_gym.command_line import recipe_parser, run, settings_of
+from dmr_gym.command_line import chosen_env, recipe_parser, run, settings_of
 from dmr_gym.errors import ConfigError
+from dmr_gym.router import PrecisionRouter
 from dmr_gym.runs import provenance, write_json
-from dmr_gym.training import SETTINGS_FILE, read_history
+from dmr_gym.training import SETTINGS_FILE, claim_folder, read_history
 
 RECIPE = Path(__file__).with_name("train_ppo.py")
 SPACE: dict[str, tuple[float, ...]] = {
@@ -45,6 +46,8 @@ SPACE: dict[str, tuple[float, ...]] = {
     "clip": (0.1, 0.2, 0.3),
 }
 PLAYS = 10
+FREE = ("out", "settings", "seeds", "finalists", "finalist_seeds")
+"""Options that may differ when a search goes on: how many runs there are changes none of them."""
 
 
 @dataclass
@@ -150,10 +153,25 @@ def train(setting: Setting, seed: int, args: argparse.Namespace, passed_on: Sequ
     setting.curves[seed] = [entry["validation/return"] for entry in history[1:] if "validation/return" in entry]
 
 
+def claim(args: argparse.Namespace, passed_on: Sequence[str], recipe: ModuleType) -> None:
+    """Refuse a folder whose runs were made with other options; more settings, seeds and finalists may join them."""
+    command = [*passed_on, "--out", str(args.out), "--env", args.env, "--num-envs", str(args.num_envs)]
+    handed_on = recipe.parse_args(command)
+    env_id, config = chosen_env(handed_on)
+    settings = {"train_ppo": settings_of(handed_on), "env_id": env_id, "env": asdict(config), "space": SPACE}
+    for name in (*recipe.FREE, "set"):  # the environment that they result in is compared
+        settings["train_ppo"].pop(name, None)
+    settings["env"].pop("cache_dir")
+    if handed_on.router is not None:
+        settings["start_digest"] = PrecisionRouter.load(handed_on.router).digest()
+    claim_folder(args.out, settings_of(args) | settings, True, FREE)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Search, run the finalists again, and name the winner."""
     args, passed_on = parse_args(argv)
     recipe = load_recipe()
+    claim(args, passed_on, recipe)
     settings = [draw(number, args, recipe) for number in range(args.settings)]
     first = range(args.seeds)
     fresh = range(args.seeds, args.seeds + args.finalist_seeds)

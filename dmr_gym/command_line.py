@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 import gymnasium
 
 from dmr_gym.config import EnvConfig, load_config, read_toml, unknown_name
+from dmr_gym.encoders import make_encoder
 from dmr_gym.errors import ConfigError, DMRGymError
 from dmr_gym.parts import Parts
 from dmr_gym.tasks import TASKS
 from dmr_gym.tree.answers import check_world
-from dmr_gym.tree.graph import load_trees
+from dmr_gym.tree.graph import load_trees, trees_digest
 from dmr_gym.tree.replay import TreeVectorEnv
 from dmr_gym.vector import PrecisionRoutingVectorEnv
 
@@ -30,7 +31,14 @@ TREES = "trees"
 _NOT_IN_TABLES = ("help", "config", "env", "set")
 """Options that choose the file, or change what it says otherwise."""
 
-ROUTER_SIZES = ("n_layers", "d_model", "n_heads", "d_ff", "max_length")
+ROUTER_SIZES = {
+    "n_layers": "Transformer blocks of a new router",
+    "d_model": "width of its residual stream, numbers a step",
+    "n_heads": "its attention heads, a divisor of that width",
+    "d_ff": "inner width of its feed-forward layers, numbers a step",
+    "max_length": "most steps of a history that it sees",
+}
+"""Sizes of a router that recipes have options for, with their help texts."""
 
 
 class RecipeParser(argparse.ArgumentParser):
@@ -91,8 +99,13 @@ def recipe_parser(documentation: str, table: str | None = None) -> RecipeParser:
     return RecipeParser(documentation, table)
 
 
-def add_env_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that `chosen_env` and `make_envs` read."""
+def add_env_options(parser: argparse.ArgumentParser, trees: bool = True) -> None:
+    """Add the options that `chosen_env` and `make_envs` read.
+
+    Args:
+        parser: of a recipe.
+        trees: whether the recipe can play on trees; one that asks an LLM cannot, and has no ``--trees``.
+    """
     group = parser.add_argument_group("environment")
     group.add_argument(
         "--env", metavar="ID", help=f"registered id (default: {DEFAULT_ENV}, or that of the world in --config)"
@@ -119,6 +132,9 @@ def add_env_options(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder of the completion cache, shared between recipes (default: the --out folder's 'cache')",
     )
+    if not trees:
+        parser.set_defaults(trees=None)
+        return
     group.add_argument(
         "--trees",
         metavar="DIR",
@@ -139,10 +155,17 @@ def add_router_options(parser: argparse.ArgumentParser) -> None:
     from dmr_gym.router import RouterConfig
 
     group, defaults = parser.add_argument_group("router"), RouterConfig()
-    for name in ROUTER_SIZES:
+    for name, text in ROUTER_SIZES.items():
         flag, value = f"--{name.replace('_', '-')}", getattr(defaults, name)
-        group.add_argument(flag, type=int, default=value, metavar="N", help=f"see RouterConfig (default: {value})")
-    group.add_argument("--dropout", type=float, default=defaults.dropout, metavar="X", help="(default: %(default)s)")
+        group.add_argument(flag, type=int, default=value, metavar="N", help=f"{text} (default: %(default)s)")
+    group.add_argument(
+        "--dropout",
+        type=float,
+        default=defaults.dropout,
+        metavar="X",
+        help="share of its activations set to zero by train_kl_st.py, in [0, 1); elsewhere none is "
+        "(default: %(default)s)",
+    )
 
 
 def router_config(args: argparse.Namespace, embedding_dim: int, n_precisions: int) -> RouterConfig:
@@ -234,6 +257,15 @@ def make_envs(
     if cut:
         print(f"warning: {told}")
     return TreeVectorEnv(trees, config, num_envs, autoreset_mode="Disabled")
+
+
+def part_digests(config: EnvConfig, panels: Sequence[str]) -> dict[str, Any]:
+    """What episodes depend on beside keywords and models: the encoder's digest, and those of the trees of panels."""
+    found: dict[str, Any] = {"encoder": make_encoder(config.encoder).digest}
+    if config.backend.get("kind") == TREES:
+        folder = Path(config.backend["folder"])
+        found["trees_digest"] = {panel: trees_digest(folder / panel) for panel in dict.fromkeys(panels)}
+    return found
 
 
 def first_tasks(envs: PrecisionRoutingVectorEnv | Parts, number: int | None) -> list[str]:

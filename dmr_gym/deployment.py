@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,7 @@ from dmr_gym.kl import STEPS, Steps, counted_steps
 from dmr_gym.kl_dataset import KLDataset
 from dmr_gym.metrics import Interval
 from dmr_gym.policies import ForcedHigh, Policy, RouterPolicy
-from dmr_gym.rollout import rollout
+from dmr_gym.rollout import Trajectory, rollout
 from dmr_gym.runs import content_address, write_json
 from dmr_gym.types import FloatArray
 
@@ -187,7 +187,7 @@ def calibrate(
     tasks = first_tasks(envs, args.calibration_tasks)
     models = {name: envs.backend.digest(name) for name in envs.precisions}
     policy = forcing(RouterPolicy(router, tau=DEFAULT_TAU), len(config.precisions) - 1, forced)
-    trajectories = rollout(envs, policy, tasks, progress="calibration")
+    trajectories = rollout(envs, policy, tasks, on_episode=share_shown(config), progress="calibration")
     envs.close()
     if forced and all(t.router_called.all() for t in trajectories):
         raise ConfigError(
@@ -208,6 +208,17 @@ def calibrate(
     )
     found = Calibration(args.steps, tuple(forced), models, thresholds, shares, describe_scores(pool))
     return found, pool
+
+
+def share_shown(config: EnvConfig) -> Callable[[Trajectory], dict[str, str]]:
+    """For `rollout`'s progress bar: the share of steps so far that took the highest precision."""
+    counts = np.zeros(len(config.precisions), dtype=np.int64)
+
+    def count(trajectory: Trajectory) -> dict[str, str]:
+        counts[:] += np.bincount(trajectory.actions, minlength=len(counts))
+        return {config.precisions[-1]: f"{counts[-1] / counts.sum():.1%}"}
+
+    return count
 
 
 def calibrate_once(

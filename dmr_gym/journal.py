@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dmr_gym.runs import finite, provenance
+from dmr_gym.runs import finite, provenance, utc_time
 
 JOURNAL_FILE = "journal.jsonl"
 
@@ -34,7 +34,7 @@ class Journal:
             Warnings, a line each: with which other versions the last run in this folder was made.
         """
         before, now = self._last("start"), provenance()
-        self._append({"event": "start", "time": _now(), **entry, **now})
+        self._append({"event": "start", "time": utc_time(), **entry, **now})
         changed = {
             name: (before["versions"].get(name), version)
             for name, version in (now["versions"].items() if before else ())
@@ -47,7 +47,7 @@ class Journal:
 
     def end(self, entry: Mapping[str, Any]) -> None:
         """Write what the run has done; its wall clock in seconds is added."""
-        self._append({"event": "end", "time": _now(), "wall_s": time.perf_counter() - self._began, **entry})
+        self._append({"event": "end", "time": utc_time(), "wall_s": time.perf_counter() - self._began, **entry})
 
     def _last(self, event: str) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -69,7 +69,3 @@ class Journal:
             file.write(begin + json.dumps(finite(entry), allow_nan=False).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -98,6 +98,14 @@ class Trajectory:
         )
 
 
+def mean_return(played: Sequence[Trajectory]) -> float:
+    """Mean over episodes of the sum of the environment's rewards: by this number trainings choose their best router.
+
+    That is success - λ·T (Eq. 8), router time at every step, less the price of invalid actions where there is one.
+    """
+    return float(np.mean([trajectory.rewards.sum() for trajectory in played]))
+
+
 class _Recorder:
     """Collects the steps of the episode that one sub-environment plays."""
 
@@ -160,7 +168,7 @@ def rollout(
     repeats: int = 1,
     first_repeat: int = 0,
     keep_turns: bool = False,
-    on_episode: Callable[[Trajectory], None] | None = None,
+    on_episode: Callable[[Trajectory], object] | None = None,
     progress: str | None = None,
 ) -> list[Trajectory]:
     """Play each task, ``repeats`` times, and return the episodes in the order of the tasks, repeats side by side.
@@ -178,7 +186,8 @@ def rollout(
             temperature above 0 the LLM's draws differ between repeats.
         first_repeat: number of the first of them, so that repeats can also be played in calls of their own.
         keep_turns: keep prompts and completions in the trajectories.
-        on_episode: called with each trajectory as it ends, in order of ending.
+        on_episode: called with each trajectory as it ends, in order of ending; a mapping that it returns, names to
+            texts, is shown at the progress bar.
         progress: title of a progress bar on the terminal; None shows none.
 
     Raises:
@@ -215,7 +224,7 @@ class _Rollout:
         self.started = [key for key, _ in zip(_cycle(keys), range(envs.num_envs), strict=False)]
         self.done: dict[int, Trajectory] = {}
 
-    def run(self, on_episode: Callable[[Trajectory], None] | None, progress: str | None) -> list[Trajectory]:
+    def run(self, on_episode: Callable[[Trajectory], object] | None, progress: str | None) -> list[Trajectory]:
         from tqdm import tqdm
 
         # A log file gets a line every ten seconds, not a screenful.
@@ -227,9 +236,10 @@ class _Rollout:
             closing(self._ended()) as ended,
         ):
             for trajectory in ended:
+                figures = None if on_episode is None else on_episode(trajectory)
+                if isinstance(figures, Mapping):
+                    bar.set_postfix(figures, refresh=False)
                 bar.update()
-                if on_episode is not None:
-                    on_episode(trajectory)
         return [self.done[index] for index in range(len(self.keys))]
 
     def _ended(self) -> Generator[Trajectory, None, None]:

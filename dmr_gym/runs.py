@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -9,13 +10,25 @@ import os
 import platform
 import stat
 import subprocess
+import time
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("dmr-gym", "gymnasium", "numpy", "torch", "transformers", "safetensors", "sentence-transformers")
-"""Installed distributions whose versions can change results."""
+PACKAGES = (
+    "dmr-gym",
+    "gymnasium",
+    "numpy",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "sentence-transformers",
+    "stable-baselines3",
+    "sb3-contrib",
+)
+"""Distributions whose versions can change results, where they are installed."""
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -71,14 +84,56 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+class RunRecord:
+    """``run.json`` of a run that can be resumed: there from the beginning, whose versions and commit it keeps.
+
+    Each resumption that saves anything has an entry of its own under "resumptions": time, versions and commit. A
+    resumption that finds nothing to do leaves no trace.
+
+    Args:
+        folder: of the run, claimed already.
+        data: settings, digests, and whatever else is known at the beginning.
+    """
+
+    def __init__(self, folder: Path, data: Mapping[str, Any]) -> None:
+        self.path = folder / "run.json"
+        made = provenance()
+        self._resumption: dict[str, Any] | None = None
+        if self.path.is_file():
+            self._record = json.loads(self.path.read_text(encoding="utf-8"))
+            kept = {name: self._record.get(name) for name in made}
+            self._going_on = {**data, **kept, "resumptions": self._record.get("resumptions", [])}
+            self._resumption = {"time": utc_time(), **made}
+        else:
+            self._record = {**data, **made, "resumptions": []}
+            write_json(self.path, self._record)
+
+    def work(self) -> None:
+        """Say that something is about to be saved; any number of times.
+
+        What a run that goes on had found at its earlier end leaves the record until there is a new end.
+        """
+        if self._resumption is not None:
+            self._going_on["resumptions"].append(self._resumption)
+            self._record, self._resumption = self._going_on, None
+            write_json(self.path, self._record)
+
+    def end(self, found: Mapping[str, Any]) -> None:
+        """Add what the run has found."""
+        write_json(self.path, {**self._record, **found})
+
+
+def utc_time() -> str:
+    """The time as ISO 8601 has it, to the second, UTC."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
 def provenance() -> dict[str, Any]:
     """Return what a result depends on beside its settings: Python, installed versions, and the git commit if any."""
-    versions: dict[str, str | None] = {}
+    versions: dict[str, str] = {}
     for package in PACKAGES:
-        try:
+        with contextlib.suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = None
     return {"python": platform.python_version(), "machine": platform.machine(), "versions": versions, "git": _commit()}
 
 

@@ -166,7 +166,13 @@ def _line(entry: Mapping[str, float]) -> str:
     return json.dumps(entry) + "\n"
 
 
-def claim_folder(folder: Path, settings: Mapping[str, Any], resume: bool, free: Collection[str] = ()) -> None:
+def claim_folder(
+    folder: Path,
+    settings: Mapping[str, Any],
+    resume: bool,
+    free: Collection[str] = (),
+    growing: Collection[str] = (),
+) -> None:
     """Write a run's settings into its folder, or compare them with those of the run that is there.
 
     Args:
@@ -174,6 +180,7 @@ def claim_folder(folder: Path, settings: Mapping[str, Any], resume: bool, free: 
         settings: plain data.
         resume: whether the run in the folder is to go on.
         free: names of settings that may differ on resuming, such as the number of threads.
+        growing: names of settings that may only add work: numbers that do not fall, lists that keep all they had.
 
     Raises:
         ConfigError: the folder holds a run, and it is not to be resumed or has other settings.
@@ -184,11 +191,18 @@ def claim_folder(folder: Path, settings: Mapping[str, Any], resume: bool, free: 
             raise ConfigError(f"{folder} holds a run: --resume goes on with it, another --out starts a new one")
         found = json.loads(path.read_text(encoding="utf-8"))
         given = json.loads(json.dumps(dict(settings)))
-        names = {*found, *given} - set(free)
+        grown = {name for name in growing if name in found and _has_grown(found[name], given.get(name))}
+        names = {*found, *given} - set(free) - grown
         changed = sorted(name for name in names if found.get(name) != given.get(name))
         if changed:
             raise ConfigError(f"{folder} was begun with other {', '.join(changed)}: choose another --out")
     write_json(path, settings)
+
+
+def _has_grown(before: Any, now: Any) -> bool:
+    if isinstance(before, list) and isinstance(now, list):
+        return all(value in now for value in before)
+    return isinstance(before, int) and isinstance(now, int) and before <= now
 
 
 def save_training_state(

@@ -146,6 +146,7 @@ def kill_often(
     kills: int,
     check: Callable[[], None],
     end: str = "run.json",
+    found: str = "",
 ) -> None:
     """Start a run again and again, and kill it each time at a random moment, until so many kills have hit.
 
@@ -161,11 +162,15 @@ def kill_often(
         kills: that hit a run before its end.
         check: called when a run has ended in ``out``.
         end: name of the file that a run writes at its end.
+        found: what that file has only at the end of a run.
     """
     chance = random.Random(0)
 
     def stamp() -> tuple[tuple[str, int], ...]:
         return tuple(sorted((path.name, path.stat().st_mtime_ns) for path in out.glob(saved)))
+
+    def has_ended() -> bool:
+        return (out / end).is_file() and found in (out / end).read_text(encoding="utf-8")
 
     going_on, wanted = 0, kills // 4
     while kills:
@@ -175,14 +180,14 @@ def kill_often(
         def when(seconds: float, before=before, wait_s=wait_s, blindly=blindly, since=since) -> bool:
             if blindly:
                 return seconds > 5 * wait_s
-            if not since and (stamp() != before or (out / end).exists() or seconds > 60):
+            if not since and (stamp() != before or has_ended() or seconds > 60):
                 since.append(seconds)
             return bool(since) and seconds - since[0] > wait_s
 
         status = runs.run(argv, when)
         assert status in (0, -signal.SIGKILL)
         kills -= status == -signal.SIGKILL
-        going_on += status == -signal.SIGKILL and stamp() != before and not (out / end).exists()
+        going_on += status == -signal.SIGKILL and stamp() != before and not has_ended()
         if status == 0:
             check()
             shutil.rmtree(out)

@@ -101,7 +101,7 @@ def test_a_collection_killed_again_and_again_is_the_same_data_set(tmp_path):
             assert (tmp_path / "killed" / "kl.safetensors").read_bytes() == whole
 
         argv = ["--out", str(tmp_path / "killed"), *options]
-        kill_often(runs, argv, tmp_path / "killed", "episodes/[!.]*", kills=20, check=check)
+        kill_often(runs, argv, tmp_path / "killed", "episodes/[!.]*", kills=20, check=check, found='"summary"')
 
 
 @pytest.mark.slow
@@ -113,7 +113,7 @@ def test_a_training_killed_again_and_again_ends_in_the_same_router(critical, uni
         def check() -> None:
             assert same_run(tmp_path / "killed", uninterrupted)
 
-        kill_often(runs, argv, tmp_path / "killed", STATE_FILE, kills=10, check=check)
+        kill_often(runs, argv, tmp_path / "killed", STATE_FILE, kills=10, check=check, found='"best"')
 
 
 @pytest.mark.slow
@@ -141,7 +141,7 @@ def test_recipes_end_cleanly_when_they_are_asked_to(tmp_path, critical, number):
             assert f"{resume[0] if resume else 'the same command'} goes on from there" in log
             assert list(out.rglob("*.part*")) == []
             assert before >= 1
-            assert not (out / "run.json").exists()
+            assert not {"best", "summary"} & set(json.loads((out / "run.json").read_text()))
 
 
 def test_a_run_stopped_between_gradient_steps_goes_on_bit_identically(
@@ -157,13 +157,20 @@ def test_a_run_stopped_between_gradient_steps_goes_on_bit_identically(
         return real(*args)
 
     monkeypatch.setattr(train, "weighted_cross_entropy", counting)
+    monkeypatch.setattr("dmr_gym.runs._commit", lambda: "first")
     options = ["--data", str(critical), "--out", str(tmp_path), *LEARN]
     with pytest.raises(SystemExit) as caught:
         train.main(options)
     assert caught.value.code == 128 + signal.SIGTERM
     assert len((tmp_path / HISTORY_FILE).read_text().splitlines()) == 2
-    assert not (tmp_path / "run.json").exists()
+    begun = json.loads((tmp_path / "run.json").read_text())
+    assert (begun["git"], begun["resumptions"]) == ("first", [])
+    assert "best" not in begun
+    monkeypatch.setattr("dmr_gym.runs._commit", lambda: "second")
     train.main([*options, "--resume"])
+    ended = json.loads((tmp_path / "run.json").read_text())
+    assert ended["git"] == "first"
+    assert [entry["git"] for entry in ended["resumptions"]] == ["second"]
     assert len(calls) == 7 * len((tmp_path / HISTORY_FILE).read_text().splitlines())  # nothing was done twice
     assert same_run(tmp_path, uninterrupted)
 
@@ -210,10 +217,14 @@ def test_a_truncated_distribution_is_recorded_as_a_lower_bound(collect, train, t
     assert json.loads((tmp_path / "st" / "run.json").read_text())["kl_is_lower_bound"] is True
 
 
-def test_a_collection_may_grow(collect, tmp_path):
-    """Two tasks and then four in the same folder are the four tasks collected at once, byte for byte."""
-    collect.main(["--out", str(tmp_path / "grown"), "--tasks", "2", *TOY])
-    collect.main(["--out", str(tmp_path / "grown"), "--tasks", "4", *TOY])
+def test_a_collection_may_grow(collect, tmp_path, monkeypatch):
+    """Two tasks and then four are the four tasks collected at once, byte for byte; the record says who did what."""
+    for commit, tasks in (("first", "2"), ("second", "4"), ("third", "4")):
+        monkeypatch.setattr("dmr_gym.runs._commit", lambda commit=commit: commit)
+        collect.main(["--out", str(tmp_path / "grown"), "--tasks", tasks, *TOY])
+    record = json.loads((tmp_path / "grown" / "run.json").read_text())
+    assert (record["git"], [entry["git"] for entry in record["resumptions"]]) == ("first", ["second"])
+    assert record["tasks"] == 4
     collect.main(["--out", str(tmp_path / "whole"), "--tasks", "4", *TOY])
     grown, whole = (tmp_path / name / "kl.safetensors" for name in ("grown", "whole"))
     assert grown.read_bytes() == whole.read_bytes()
@@ -272,3 +283,15 @@ def test_the_commands_of_the_page_are_understood():
         _, path, *argv = shlex.split(command)
         modules[Path(path).stem].parse_args(argv)
     assert {Path(command.split()[1]).stem for command in commands} == recipes
+
+
+def test_progress_bars_show_what_is_found(collect, critical, uninterrupted, tmp_path, capsys):
+    """Success and mean KL of a collection, the share of the highest precision of a calibration."""
+    collect.main(["--out", str(tmp_path / "kl"), "--tasks", "4", *TOY])
+    mean = KLDataset.load(tmp_path / "kl" / "kl.safetensors").kl_action.mean()
+    assert f"success=1.00, KL={mean:.3g} nats]" in capsys.readouterr().err
+    options = ["--router", str(uninterrupted / "router"), "--out", str(tmp_path / "calibration"), *TOY]
+    load_recipe("calibrate").main([*options, "--calibration-tasks", "4"])
+    record = json.loads((tmp_path / "calibration" / "results.json").read_text())
+    share = record["pools"]["calibration"]["share_at_least_half"]
+    assert f"high={share:.1%}]" in capsys.readouterr().err

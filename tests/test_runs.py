@@ -9,7 +9,7 @@ import stat
 
 import pytest
 
-from dmr_gym.runs import file_digest, provenance, write_atomically, write_json
+from dmr_gym.runs import PACKAGES, RunRecord, file_digest, provenance, write_atomically, write_json
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
@@ -54,6 +54,35 @@ def test_provenance_names_versions_and_is_json():
     assert record["versions"]["numpy"]
     assert record["versions"]["torch"]
     assert record["python"].startswith("3.")
+    assert {"stable-baselines3", "sb3-contrib", "tokenizers"} <= set(PACKAGES)
+    assert None not in record["versions"].values()
+
+
+def test_a_record_keeps_the_commit_of_its_beginning(tmp_path, monkeypatch):
+    """Resumptions that save something are added once each; others leave the file as it is, results included."""
+
+    def record():
+        return json.loads((tmp_path / "run.json").read_text())
+
+    monkeypatch.setattr("dmr_gym.runs._commit", lambda: "first")
+    run = RunRecord(tmp_path, {"epochs": 1})
+    assert (record()["git"], record()["resumptions"]) == ("first", [])
+    run.work()
+    run.end({"best": 0.5})
+    done = record()
+    assert done["resumptions"] == []
+    monkeypatch.setattr("dmr_gym.runs._commit", lambda: "second")
+    RunRecord(tmp_path, {"epochs": 1}).end({"best": 0.5})
+    assert record() == done
+    run = RunRecord(tmp_path, {"epochs": 2})
+    run.work()
+    run.work()
+    assert "best" not in record()
+    run.end({"best": 0.75})
+    assert (record()["git"], record()["epochs"], record()["best"]) == ("first", 2, 0.75)
+    [entry] = record()["resumptions"]
+    assert entry["git"] == "second"
+    assert set(entry) == {"time", "python", "machine", "versions", "git"}
 
 
 def test_files_get_the_mode_of_the_umask(tmp_path):

@@ -101,7 +101,7 @@ def test_groups_have_one_task_and_differ_by_draws_alone(tmp_path: Path) -> None:
 
         def spy(envs: Any, policy: Any, task_ids: Any, calls: list[list[str]] = calls, **options: Any) -> Any:
             if options:
-                assert options == {"repeats": 4}
+                assert options == {"repeats": 4, "first_repeat": 0}
                 calls.append(list(task_ids))
             return rollout(envs, policy, task_ids, **options)
 
@@ -112,6 +112,27 @@ def test_groups_have_one_task_and_differ_by_draws_alone(tmp_path: Path) -> None:
     assert all(len(set(tasks)) == 3 for calls in chosen.values() for tasks in calls)
     assert chosen[0][0] != chosen[0][1]
     assert chosen[0] != chosen[1]
+
+
+@pytest.mark.parametrize(("temperature", "firsts"), [(0.0, [0, 0, 0]), (0.7, [0, 4, 8])])
+def test_every_update_has_draws_of_its_own_where_the_llm_draws(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, temperature: float, firsts: list[int]
+) -> None:
+    """Update u takes the sample indices u·G to u·G + G - 1; greedy decoding draws nothing and always has the same."""
+    seen: list[int] = []
+
+    def spy(envs: Any, policy: Any, task_ids: Any, **options: Any) -> Any:
+        played = rollout(envs, policy, task_ids, **options)
+        if options:
+            repeats = [t.key.repeat for t in played]
+            assert repeats == list(range(repeats[0], repeats[0] + 4)) * 3
+            seen.append(repeats[0])
+        return played
+
+    monkeypatch.setattr(recipe, "rollout", spy)
+    options = ["--updates", "3", "--set", f"sampling.temperature={temperature}"]
+    recipe.main([*SMALL, "--out", str(tmp_path / "run"), *options])
+    assert seen == firsts
 
 
 @pytest.mark.parametrize(
@@ -142,6 +163,53 @@ def test_a_folder_belongs_to_one_run(tmp_path: Path) -> None:
         recipe.main([*command, "--resume", "--lr", "0.5"])
     with pytest.raises(ConfigError, match="begun with other env, set"):
         recipe.main([*command, "--resume", "--set", "lambda_=0.7"])
+
+
+def test_a_moved_run_goes_on_and_another_router_is_refused(tmp_path: Path) -> None:
+    """Folders of the run and of its first router may have moved; what the router weighs is compared."""
+    command = [*SMALL, "--updates", "1"]
+    recipe.main([*command, "--out", str(tmp_path / "first")])
+    recipe.main([*command, "--out", str(tmp_path / "other"), "--seed", "1"])
+    options = [*command, "--out", str(tmp_path / "run"), "--router", str(tmp_path / "first" / "router")]
+    recipe.main(options)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    (tmp_path / "first" / "router").rename(tmp_path / "router")
+    recipe.main([*command, "--out", str(tmp_path / "moved"), "--router", str(tmp_path / "router"), "--resume"])
+    other = ["--out", str(tmp_path / "moved"), "--router", str(tmp_path / "other" / "router"), "--resume"]
+    with pytest.raises(ConfigError, match="begun with other router_digest: choose"):
+        recipe.main([*command, *other])
+    with pytest.raises(ConfigError, match="begun with other kept_near_router"):
+        recipe.main([*command, "--out", str(tmp_path / "moved"), "--resume"])
+
+
+def test_a_signal_in_the_first_validation_saves_and_the_record_keeps_its_origin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is played after it; resumed elsewhere, the run ends as any other, and says who did what."""
+    command = [*SMALL, "--updates", "2", "--average", "0.5", "--resume"]
+    recipe.main([*command, "--out", str(tmp_path / "whole")])
+    validate, out = recipe.Trainer.validate, tmp_path / "run"
+
+    def validate_and_be_told(trainer: Any, *args: Any) -> float:
+        assert json.loads((out / "run.json").read_text())["git"] == "first"
+        signal.raise_signal(signal.SIGTERM)
+        return validate(trainer, *args)
+
+    monkeypatch.setattr(recipe.Trainer, "validate", validate_and_be_told)
+    monkeypatch.setattr("dmr_gym.runs._commit", lambda: "first")
+    with pytest.raises(SystemExit) as caught:
+        recipe.main([*command, "--out", str(out)])
+    assert caught.value.code == 128 + signal.SIGTERM
+    assert [entry["update"] for entry in read_history(out)] == [0]
+    monkeypatch.setattr(recipe.Trainer, "validate", validate)
+    monkeypatch.setattr("dmr_gym.runs._commit", lambda: "second")
+    recipe.main([*command, "--out", str(out)])
+    assert read_tensors(out / STATE_FILE) == read_tensors(tmp_path / "whole" / STATE_FILE)
+    record = json.loads((out / "run.json").read_text())
+    assert (record["git"], [entry["git"] for entry in record["resumptions"]]) == ("first", ["second"])
+    monkeypatch.setattr("dmr_gym.runs._commit", lambda: "third")
+    recipe.main([*command, "--out", str(out)])
+    assert json.loads((out / "run.json").read_text()) == record
 
 
 def test_a_collapse_is_announced_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -223,15 +291,15 @@ def test_killed_and_stopped_runs_end_in_the_weights_of_an_uninterrupted_one(tmp_
         assert runs.run([*options, "--out", str(whole)]) == 0
         assert min(entry["train/kl"] for entry in read_history(whole) if "train/kl" in entry) > 0
         command = [*options, "--out", str(out)]
-        kill_often(runs, command, out, STATE_FILE, 20, lambda: check_same(out, whole))
+        kill_often(runs, command, out, STATE_FILE, 20, lambda: check_same(out, whole), found="best_digest")
         (out / STATE_FILE).unlink()
         (out / "run.json").unlink()
         stopped = runs.run(command, lambda _: (out / STATE_FILE).exists(), signal.SIGTERM)
         assert stopped == 128 + signal.SIGTERM
-        assert not (out / "run.json").exists()
+        assert "best_digest" not in json.loads((out / "run.json").read_text())
         assert runs.run(command) == 0
         check_same(out, whole)
-    assert "stopped by SIGTERM after update" in (tmp_path / "log.txt").read_text()
+    assert "stopped by SIGTERM after" in (tmp_path / "log.txt").read_text()
     assert (out / HISTORY_FILE).is_file()
 
 
@@ -246,7 +314,7 @@ def test_killed_runs_need_their_cache_where_embeddings_depend_on_the_batch(tmp_p
     with Runs("train_grpo", tmp_path / "log.txt", late) as runs:
         assert runs.run([*options, "--out", str(whole)]) == 0
         command = [*options, "--out", str(out)]
-        kill_often(runs, command, out, STATE_FILE, 8, lambda: check_same(out, whole))
+        kill_often(runs, command, out, STATE_FILE, 8, lambda: check_same(out, whole), found="best_digest")
         shutil.rmtree(out)
         runs.run(command, lambda _: (out / STATE_FILE).exists(), signal.SIGTERM)
         shutil.rmtree(out / "cache")
@@ -466,8 +534,13 @@ def test_the_comparison_trains_every_setting_and_plays_every_policy(tmp_path: Pa
     compare.main([*options, "--calibration-tasks", "4"])
     assert len(states) == 8
     assert states == {path: path.stat().st_mtime_ns for path in out.glob("runs/*/state.safetensors")}
-    with pytest.raises(ConfigError, match="begun with other lr"):
-        compare.main([*options, "--calibration-tasks", "4", "--lr", "0.5"])
+    results = (out / "results.json").read_bytes()
+    for changed in (["--lr", "0.5"], ["--test-panel", "validation"], ["--test-tasks", "4"], ["--lambdas", "0.1"]):
+        with pytest.raises(ConfigError, match=f"begun with other {changed[0][2:].replace('-', '_')}: choose"):
+            compare.main([*options, "--calibration-tasks", "4", *changed])
+    assert (out / "results.json").read_bytes() == results
+    compare.main([*options, "--calibration-tasks", "4", "--lambdas", "0", "0.1", "0.2"])
+    assert len(json.loads((out / "results.json").read_text())["results"]) == 30
 
 
 def test_the_gap_of_advantages_is_paired_by_seed_and_task() -> None:

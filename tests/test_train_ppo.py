@@ -128,6 +128,7 @@ def test_a_signal_saves_and_resuming_ends_in_the_same_weights(
         return update(self, number)
 
     monkeypatch.setattr(train_ppo.Trainer, "update", update_and_be_told)
+    monkeypatch.setattr("dmr_gym.runs._commit", lambda: "first")
     with pytest.raises(SystemExit) as caught:
         train_ppo.main(["--out", str(tmp_path / "run"), *SHORT])
     assert caught.value.code == 128 + signal.SIGTERM
@@ -139,8 +140,32 @@ def test_a_signal_saves_and_resuming_ends_in_the_same_weights(
         train_ppo.main(["--out", str(tmp_path / "run"), *SHORT, "--resume", "--lr", "0.1"])
     with pytest.raises(ConfigError, match="begun with other env, set: choose another --out"):
         train_ppo.main(["--out", str(tmp_path / "run"), *SHORT, "--resume", "--set", "lambda_=0.7"])
-    train_ppo.main(["--out", str(tmp_path / "run"), *SHORT, "--resume"])
+    for commit in ("second", "third"):
+        monkeypatch.setattr("dmr_gym.runs._commit", lambda commit=commit: commit)
+        train_ppo.main(["--out", str(tmp_path / "run"), *SHORT, "--resume"])
     assert_same_run(uninterrupted, tmp_path / "run")
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (record["git"], [entry["git"] for entry in record["resumptions"]]) == ("first", ["second"])
+    assert record["best"]["validation/return"] == max(
+        e.get("validation/return", -9.0) for e in course(tmp_path / "run")
+    )
+
+
+def test_a_signal_in_the_first_play_of_held_out_tasks_ends_the_run_there(
+    train_ppo: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No update follows, and what was found is saved."""
+    evaluate = train_ppo.Trainer.evaluate
+
+    def evaluate_and_be_told(self: Any) -> dict[str, float]:
+        signal.raise_signal(signal.SIGTERM)
+        return evaluate(self)
+
+    monkeypatch.setattr(train_ppo.Trainer, "evaluate", evaluate_and_be_told)
+    with pytest.raises(SystemExit):
+        train_ppo.main(["--out", str(tmp_path), *SHORT])
+    assert [entry["update"] for entry in read_history(tmp_path)] == [0]
+    assert (tmp_path / "state.safetensors").is_file()
 
 
 def _run(argv: Sequence[str]) -> None:
@@ -201,6 +226,22 @@ def test_training_starts_from_a_router_and_keeps_it_where_nothing_is_better(
     assert "no record of what it was trained on" in capsys.readouterr().out
     with pytest.raises(ConfigError, match=r"--router brings its sizes: leave out --n-layers"):
         train_ppo.main(["--out", str(tmp_path / "other"), *options, *SIZES])
+
+
+def test_ppo_and_grpo_choose_their_router_by_the_same_return(train_ppo: ModuleType, tmp_path: Path) -> None:
+    """The sum of rewards: an LLM that only talks nonsense pays its price, here 0.5 at each of four steps."""
+    options = ["--env", "DMR-Toy-v0", *SIZES, "--num-envs", "2", "--updates", "1", "--validation-tasks", "2"]
+    for setting in (
+        "max_steps=4",
+        "lambda_=0",
+        "invalid_action_penalty=0.5",
+        "backend={kind='scripted', answers='sing'}",
+    ):
+        options += ["--set", setting]
+    recipe("train_grpo").main([*options, "--out", str(tmp_path / "grpo"), "--groups", "2", "--group-size", "2"])
+    train_ppo.main([*options, "--out", str(tmp_path / "ppo"), "--n-steps", "8", "--minibatch-size", "16"])
+    for name in ("grpo", "ppo"):
+        assert read_history(tmp_path / name)[0]["validation/return"] == pytest.approx(-2.0)
 
 
 @pytest.mark.slow
@@ -269,8 +310,19 @@ def test_tuning_ranks_settings_by_seeds_that_did_not_choose_them(
     assert scores == sorted(scores, reverse=True)
     winner = record["finalists"][0]
     assert f"| {winner['setting']} | {winner['lr']} | 64 | 128 | 8 |" in capsys.readouterr().out
-    monkeypatch.setattr(tune_ppo, "load_recipe", lambda: SimpleNamespace(parse_args=recipe("train_ppo").parse_args))
+    train = recipe("train_ppo")
+    without_training = SimpleNamespace(parse_args=train.parse_args, FREE=train.FREE)
+    monkeypatch.setattr(tune_ppo, "load_recipe", lambda: without_training)
     tune_ppo.main(options)
+    at = options.index("--")
+    changes = {"search_seed": ["--search-seed", "1"], "env_steps": ["--env-steps", "2560"]}
+    for name, change in changes.items():
+        with pytest.raises(ConfigError, match=f"begun with other {name}: choose"):
+            tune_ppo.main([*options[:at], *change, *options[at:]])
+    with pytest.raises(ConfigError, match="begun with other train_ppo: choose"):
+        tune_ppo.main([*options, "--gamma", "0.9"])
+    with pytest.raises(ConfigError, match="begun with other env: choose"):
+        tune_ppo.main([*options, "--set", "lambda_=0.7"])
 
 
 def test_the_page_names_options_and_figures_that_there_are(

@@ -91,6 +91,16 @@ def test_a_folder_belongs_to_one_run(tmp_path: Path) -> None:
     claim_folder(tmp_path / "run", {"lr": 0.1, "betas": (0.9, 0.95), "threads": 2}, resume=True, free=["threads"])
 
 
+def test_settings_that_only_add_work_may_grow(tmp_path: Path) -> None:
+    """Longer lists that keep all they had and higher numbers, not lists that lose a value, nor lower numbers."""
+    settings = {"lambdas": [0.1, 0.2], "seeds": 2, "tasks": None}
+    claim_folder(tmp_path, settings, resume=False)
+    growing = ("lambdas", "seeds", "tasks")
+    claim_folder(tmp_path, settings | {"lambdas": [0.3, 0.2, 0.1], "seeds": 3}, resume=True, growing=growing)
+    with pytest.raises(ConfigError, match="begun with other lambdas, seeds, tasks: choose"):
+        claim_folder(tmp_path, {"lambdas": [0.1, 0.2], "seeds": 2, "tasks": 5}, resume=True, growing=growing)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_asks_for_an_end_and_the_loop_chooses_when(
     number: signal.Signals, capsys: pytest.CaptureFixture[str]

@@ -15,9 +15,10 @@ from recipes import TINY, TOY, Runs, load_recipe
 from bench import bench_tree
 from dmr_gym.backends import ScriptedBackend
 from dmr_gym.command_line import add_env_options, chosen_env, make_envs, recipe_parser
-from dmr_gym.errors import BackendError, ConfigError
+from dmr_gym.errors import ConfigError
 from dmr_gym.oracle_origin import MADE_FOR
-from dmr_gym.tree.graph import load_trees
+from dmr_gym.router import PrecisionRouter
+from dmr_gym.tree.graph import load_trees, trees_digest
 from dmr_gym.tree.replay import TreeVectorEnv
 from dmr_gym.tree.report import matching_kls
 from dmr_gym.tree.values import best_actions, best_values
@@ -124,7 +125,7 @@ def test_recipes_play_on_trees(built: Path, tmp_path: Path, capsys: pytest.Captu
 
 
 def test_trees_of_another_world_are_refused(built: Path) -> None:
-    """Other settings of the world, another panel, and recipes that need an LLM."""
+    """Other settings of the world, another panel, and live parts of a recipe's own."""
     _, config = chosen_env(env_args("--trees", str(built), "--set", "task_kwargs.num_signs=5"))
     with pytest.raises(ConfigError, match="was built with task_kwargs"):
         make_envs(config, "test", 1)
@@ -132,8 +133,37 @@ def test_trees_of_another_world_are_refused(built: Path) -> None:
         make_envs(chosen_env(env_args("--trees", str(built)))[1], "other", 1)
     with pytest.raises(ConfigError, match="no place for a backend of the recipe's own: leave it out here"):
         make_envs(chosen_env(env_args("--trees", str(built)))[1], "test", 1, backend=ScriptedBackend({}))
-    with pytest.raises(BackendError, match="has no LLM"):
-        load_recipe("collect_kl").main([*SMALL, "--trees", str(built), "--panel", "test", "--out", str(built / "kl")])
+
+
+def test_collecting_asks_an_llm_and_offers_no_trees(
+    built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The option is unknown there."""
+    with pytest.raises(SystemExit, match="2"):
+        load_recipe("collect_kl").main([*SMALL, "--trees", str(built), "--panel", "test", "--out", str(tmp_path)])
+    assert "unrecognized arguments: --trees" in capsys.readouterr().err
+
+
+def test_trainings_and_calibrations_claim_the_trees_they_play_on(built: Path, tmp_path: Path) -> None:
+    """Trees that were built anew with another budget are others, and a training on them does not go on."""
+    trees, digests = tmp_path / "trees", {}
+    shutil.copytree(built, trees)
+    grpo = [*SMALL, *TINY, "--trees", str(trees), "--out", str(tmp_path / "grpo"), "--groups", "2", "--updates", "1"]
+    load_recipe("train_grpo").main(grpo)
+    router = ["--router", str(tmp_path / "grpo" / "router")]
+    calibrate = [*SMALL, *router, "--trees", str(trees), "--out", str(tmp_path / "calibration")]
+    load_recipe("calibrate").main(calibrate)
+    for name in ("grpo", "calibration"):
+        claimed = read(tmp_path / name / "args.json")
+        assert claimed["encoder"] == PrecisionRouter.load(tmp_path / "grpo" / "router").trained_on["encoder"]
+        digests |= claimed["trees_digest"]
+    assert digests == {panel: trees_digest(trees / panel) for panel in ("train", "validation", "calibration")}
+    for panel in ("train", "calibration"):
+        load_recipe("build_trees").main([*SMALL, "--out", str(trees), "--panel", panel, "--tasks", "5"])
+    with pytest.raises(ConfigError, match="begun with other trees_digest"):
+        load_recipe("train_grpo").main([*grpo, "--resume"])
+    with pytest.raises(ConfigError, match="begun with other trees_digest"):
+        load_recipe("calibrate").main(calibrate)
 
 
 def test_reports_of_another_world_are_refused_before_anything_is_valued(built: Path, tmp_path: Path) -> None:
