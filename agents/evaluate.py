@@ -22,8 +22,8 @@ How this differs from the paper:
         --grpo 0.05 runs/grpo-0.05/router --grpo 0.1 runs/grpo-0.1/router --grpo 0.2 runs/grpo-0.2/router
 
 ``--out`` then holds episodes.jsonl (one line an episode, with its steps), from which results.json, tables.md and
-accuracy_latency.png are drawn, and journal.jsonl, with versions and digests of each run. Started again after it was
-stopped or killed, or with more policies or tasks, it plays only what is missing.
+accuracy_latency.png are drawn, and journal.jsonl, with versions and digests of each run. Each episode is saved as it
+ends: started again after it was stopped or killed, or with more policies or tasks, it plays only what is missing.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         help="thresholds.json of agents/calibrate.py, one a router, in place of playing the calibration panel; it says "
         "the budgets and the forced types too",
     )
-    add("--batch", type=int, default=32, metavar="N", help="episodes saved together (default: %(default)s)")
+    add("--batch", type=int, default=32, metavar="N", help="episodes that share a file (default: %(default)s)")
     add(
         "--batches", type=Path, metavar="DIR", help="folder of saved batches, shared by evaluations (default: in --out)"
     )
@@ -189,7 +189,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     teams = load_teams(args, config)
     with (
         closing(make_envs(config, args.panel, args.num_envs, whole=True)) as envs,
-        stop_on_signal("batch", "the same command") as stop,
+        stop_on_signal("calibration or episode", "the same command") as stop,
     ):
         task_ids = first_tasks(envs, args.tasks)
         models = {name: envs.backend.digest(name) for name in envs.precisions}

@@ -1,9 +1,10 @@
-"""Let policies play a panel of tasks so that a kill loses one batch at most, and keep every episode on disk.
+"""Let policies play a panel of tasks so that a kill loses only the episodes being played, and keep every other on disk.
 
 A batch of episodes lies in a file of its own, named by everything that decides what is in it: environment, models,
-policy, seed and tasks. The file appears whole or not at all. What is there is not played again, so the same evaluation
-started anew goes on where it stopped, and a larger one plays what is new. Batches are cut the same way each time,
-so the same numbers are added in the same order, whether a run was killed or not.
+policy, seed and tasks. The file appears whole or not at all; until then each episode is appended to a part file beside
+it as it ends. What is there is not played again, so the same evaluation started anew goes on where it stopped, and a
+larger one plays what is new. Chance belongs to the episode and scores do not depend on what is played beside it, so the
+episodes are the same whether a run was killed or not.
 
 Shapes: P precisions.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ from dmr_gym.config import EnvConfig
 from dmr_gym.deployment import deciding_settings, forcing
 from dmr_gym.policies import FixedPrecision, Policy, RandomPolicy, RouterPolicy
 from dmr_gym.records import FORMAT, Record, episode_record, read_records
-from dmr_gym.rollout import rollout
+from dmr_gym.rollout import Trajectory, rollout
 from dmr_gym.runs import content_address, write_atomically
 from dmr_gym.training import Stop
 from dmr_gym.vector import PrecisionRoutingVectorEnv
@@ -151,9 +152,9 @@ class Arena:
         folder: of the batches; several evaluations may share it.
         config: keywords of the environments.
         digests: plain data on which episodes depend beside the settings: panel, digests of models and of the encoder.
-        batch: episodes that are saved together.
+        batch: episodes that share a file.
         texts: whether records keep what was said.
-        stop: asked after each batch whether the run is to end.
+        stop: asked after each episode whether the run is to end.
     """
 
     def __init__(
@@ -187,6 +188,7 @@ class Arena:
                         bar.update(len(tasks))
                     else:
                         self._play_batch(path, policy, seed, tasks, bar)
+                    _part_file(path).unlink(missing_ok=True)  # here, as a kill can come between the two
                     paths.append(path)
         self._played.append((contender, paths))
 
@@ -229,7 +231,7 @@ class Arena:
         for policy, record in tqdm(episodes, desc="alternatives", unit="episode", mininterval=_interval()):
             line = {"format": FORMAT, "policy": policy, "task_id": record["task_id"], "seed": record["seed"]}
             lines.append(json.dumps(line | {"steps": self._alternatives_of(record, alternatives)}) + "\n")
-        write_atomically(path, lambda part: part.write_text("".join(lines), encoding="utf-8"))
+        _write_lines(path, lines)
 
     def _alternatives_of(self, record: Record, alternatives: Alternatives) -> list[list[Record]]:
         """From disk, or asked for and kept there: an episode is a function of task, seed and precisions."""
@@ -242,8 +244,7 @@ class Arena:
             found: list[list[Record]] = kept["steps"]
             return found
         found = alternatives.of(record)
-        text = json.dumps({"format": FORMAT, "steps": found}) + "\n"
-        write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
+        _write_lines(path, [json.dumps({"format": FORMAT, "steps": found}) + "\n"])
         if self._stop is not None:
             self._stop.leave("the alternatives of an episode")
         return found
@@ -253,19 +254,49 @@ class Arena:
             yield from (record for record in read_records(path) if tasks is None or record["task_id"] in tasks)
 
     def _play_batch(self, path: Path, policy: Policy, seed: int, tasks: list[str], bar: Any) -> None:
-        played = rollout(
-            self.envs, policy, tasks, first_repeat=seed, keep_turns=True, on_episode=lambda _: bar.update()
-        )
-        records = [episode_record(trajectory, texts=self._texts) for trajectory in played]
-        text = "".join(json.dumps(record) + "\n" for record in records)
-        write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
-        self.new_episodes += len(records)
-        if self._stop is not None:
-            self._stop.leave(f"a batch of {len(records)} episodes")
+        """Play the tasks of a batch that its part file lacks, then write its file in the order of the tasks."""
+        lines = _finished_lines(_part_file(path))
+        bar.update(len(lines))
+        _write_lines(_part_file(path), lines.values())  # without a line that was cut, behind which nothing may stand
+        with _part_file(path).open("a", encoding="utf-8") as file:
+
+            def keep(trajectory: Trajectory) -> None:
+                task_id = trajectory.key.task_id
+                lines[task_id] = json.dumps(episode_record(trajectory, texts=self._texts)) + "\n"
+                file.write(lines[task_id])
+                file.flush()
+                self.new_episodes += 1
+                bar.update()
+                if self._stop is not None:
+                    self._stop.leave(f"the episode of {task_id}")
+
+            missing = [task_id for task_id in tasks if task_id not in lines]
+            rollout(self.envs, policy, missing, first_repeat=seed, keep_turns=True, on_episode=keep)
+        _write_lines(path, [lines[task_id] for task_id in tasks])
 
     def _path(self, identity: Mapping[str, Any], seed: int, tasks: Sequence[str]) -> Path:
         name = content_address([self._basis, dict(identity), seed, list(tasks)])
         return self._folder / f"{name}.jsonl"
+
+
+def _part_file(path: Path) -> Path:
+    """Where the finished episodes of a batch lie until all are."""
+    return path.with_suffix(".part.jsonl")
+
+
+def _finished_lines(path: Path) -> dict[str, str]:
+    """The lines of a part file by task; a line that a kill has cut ends them."""
+    lines: dict[str, str] = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            lines[json.loads(line)["task_id"]] = f"{line}\n"
+        except ValueError:
+            break
+    return lines
+
+
+def _write_lines(path: Path, lines: Iterable[str]) -> None:
+    write_atomically(path, lambda part: part.write_text("".join(lines), encoding="utf-8"))
 
 
 def _interval() -> float:

@@ -126,6 +126,33 @@ def test_slots_decode_independently_of_each_other(router):
         torch.testing.assert_close(torch.stack(logits), expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize(("d_model", "n_heads", "max_length"), [(8, 2, 64), (384, 6, 64), (40, 2, 43)])
+def test_a_history_has_the_same_bits_whatever_is_beside_it(d_model, n_heads, max_length):
+    """In another slot, beside histories of other lengths: an evaluation that goes on after a kill ends the same."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    config = RouterConfig(6, n_layers=1, d_model=d_model, n_heads=n_heads, d_ff=2 * d_model, max_length=max_length)
+    router = PrecisionRouter(config).eval()
+    others, mine = _rows(4, max_length, 1), _rows(1, max_length - 3, 2)[0]
+
+    def scores(slot: int, older: int) -> list[bytes]:
+        state = router.initial_state(4)
+        for t in range(older):
+            _, state = router.step(others[:, t], state, torch.arange(4) != slot)
+        found = []
+        for t, row in enumerate(mine):
+            rows = others[:, min(t + older, max_length - 1)].clone()
+            rows[slot] = row
+            logits, state = router.step(rows, state, (torch.arange(4) == slot) | (state.lengths < max_length))
+            found.append(logits[slot].numpy().tobytes())
+        return found
+
+    alone = scores(0, 0)
+    assert all(scores(slot, older) == alone for slot in range(4) for older in (0, 5, 30))
+    torch.set_num_threads(threads)
+
+
 def test_a_full_cache_refuses_another_row(router):
     """Positions of a sliding window shift, so the cache would be wrong; the message says what to do."""
     state = router.initial_state(1)
