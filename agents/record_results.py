@@ -10,7 +10,7 @@ what stands between the marks of NAME in the page:
 A name without marks gets them at the end of the page. What stands outside of marks is prose, and is left as it is.
 tests/test_results_page.py checks that the page shows these tables, and that every number in them is one of the file's.
 
-    python agents/record_results.py alfworld-grpo runs/compare-alfworld
+    python agents/record_results.py alfworld-grpo runs/compare-alfworld --pictures runs/kl-st/kl_histogram.png
 """
 
 from __future__ import annotations
@@ -36,6 +36,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", metavar="NAME", help="of the results: small letters, digits, and hyphens")
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of the run")
+    parser.add_argument(
+        "--pictures", type=Path, nargs="+", default=[], metavar="FILE", help="further pictures, such as a KL histogram"
+    )
     parser.add_argument("--page", type=Path, default=ROOT / "RESULTS.md", help="(default: %(default)s)")
     args = parser.parse_args(argv)
     if not re.fullmatch(r"[a-z0-9-]+", args.name):
@@ -46,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = args.page.parent / "results" / args.name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    for path in (args.run / NUMBERS, *tables, *args.run.glob("*.png")):
+    for path in (args.run / NUMBERS, *tables, *args.run.glob("*.png"), *args.pictures):
         shutil.copyfile(path, folder / path.name)
     old = args.page.read_text(encoding="utf-8") if args.page.is_file() else "# Results\n"
     page = with_block(old, args.name, body(folder))
