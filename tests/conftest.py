@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,6 +67,17 @@ def _shared_folder(name: str) -> Path:
     if not folder.is_dir():
         pytest.skip(f"{folder} is absent; set DMR_GYM_SHARED to the folder that has {name}/")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def threads_as_before() -> Iterator[None]:
+    """Undo what a recipe sets: two workers with two threads each on two cores wait for one another, ten times as long."""
+    torch = sys.modules.get("torch")
+    before = int(os.environ["OMP_NUM_THREADS"]) if torch is None else torch.get_num_threads()
+    yield
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
