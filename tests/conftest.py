@@ -71,7 +71,7 @@ def _shared_folder(name: str) -> Path:
 
 @pytest.fixture(autouse=True)
 def threads_as_before() -> Iterator[None]:
-    """Undo what a recipe sets: two workers with two threads each on two cores wait for one another, ten times as long."""
+    """Undo what a recipe sets: two workers with two threads each on two cores are ten times slower."""
     torch = sys.modules.get("torch")
     before = int(os.environ["OMP_NUM_THREADS"]) if torch is None else torch.get_num_threads()
     yield
