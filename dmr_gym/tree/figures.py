@@ -76,7 +76,7 @@ def draw_report(
         axes.plot([], [], **STYLES["random"], linestyle="none", label="random routing, the shares of a router")
     axes.set(xlabel=f"mean time of all episodes\n(modelled seconds, {prices})", ylabel="tasks solved (%)")
     axes.margins(x=0.12, y=0.1)
-    axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, fontsize=9)  # no point is there
+    axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize=9)  # no point is there
     for place, curve in enumerate(curves, 1):
         _labels(rows[0, place], curve)
     for each in rows[0]:
