@@ -124,9 +124,6 @@ def parse_args(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str
         raise ConfigError(f"--lambdas must be different numbers of at least 0, got {args.lambdas}")
     if any(option.split("=")[0] == "--seed" for option in rest):
         raise ConfigError("--seed is set for each run: --seeds N makes runs of the seeds 0 to N - 1")
-    train_grpo.parse_args(
-        ["--out", "x", *env_options(args), *rest]
-    )  # a wrong option ends the run here, not after the first training
     return args, rest
 
 
@@ -168,7 +165,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def claim(args: argparse.Namespace, rest: Sequence[str], env_id: str, config: EnvConfig) -> None:
-    """Refuse a folder of other results; more λ, seeds, and ways to compute advantages may join those that are there."""
+    """Refuse wrong options of the training, and a folder of other results.
+
+    More λ, seeds, and ways to compute advantages may join those that are there.
+    """
     training = train_grpo.parse_args(["--out", str(args.out), *env_options(args), *rest])
     settings = settings_of(training) | settings_of(args) | {"env_id": env_id, "env": asdict(config)}
     settings["env"].pop("cache_dir")

@@ -56,7 +56,7 @@ from dmr_gym.errors import ConfigError
 from dmr_gym.grpo_batch import STATE_MODES, Batch, batch_logits, decision_advantages, to_batch
 from dmr_gym.losses import ADVANTAGE_MODES, GRPOTerms, grpo_loss, mixed_groups
 from dmr_gym.policies import RouterPolicy
-from dmr_gym.rollout import mean_return, rollout
+from dmr_gym.rollout import mean_episode_reward, rollout
 from dmr_gym.router import PrecisionRouter
 from dmr_gym.runs import RunRecord
 from dmr_gym.training import (
@@ -349,7 +349,7 @@ class Trainer:
     def validate(self, log: RunLog, done: int, best: float) -> float:
         """Play the held-out tasks greedily, save the router if it is the best so far, and return the best return."""
         played = rollout(self.held_out, RouterPolicy(self.averaged, mode="argmax"), self.validation_ids)
-        value = mean_return(played)
+        value = mean_episode_reward(played)
         high = np.concatenate([trajectory.actions for trajectory in played]) == len(self.envs.precisions) - 1
         figures = {"return": value, "success": float(np.mean([t.success for t in played])), "high": float(high.mean())}
         log.write(done, {f"validation/{name}": number for name, number in figures.items()})

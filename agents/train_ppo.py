@@ -55,7 +55,7 @@ from dmr_gym.config import EnvConfig
 from dmr_gym.device import torch_device
 from dmr_gym.errors import ConfigError
 from dmr_gym.policies import RouterPolicy
-from dmr_gym.rollout import mean_return, rollout
+from dmr_gym.rollout import mean_episode_reward, rollout
 from dmr_gym.router import PrecisionRouter, RouterConfig
 from dmr_gym.runs import RunRecord
 from dmr_gym.sb3 import Position, RouterActorCriticPolicy, RoutingVecEnv
@@ -315,7 +315,7 @@ class Trainer:
         results = [trajectory.result(high) for trajectory in played]
         steps = sum(result.steps for result in results)
         figures = {
-            "validation/return": mean_return(played),
+            "validation/return": mean_episode_reward(played),
             "validation/success": float(np.mean([result.success for result in results])),
             "validation/time_s": float(np.mean([result.time_s for result in results])),
             "validation/steps": steps / len(results),

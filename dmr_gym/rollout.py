@@ -98,7 +98,7 @@ class Trajectory:
         )
 
 
-def mean_return(played: Sequence[Trajectory]) -> float:
+def mean_episode_reward(played: Sequence[Trajectory]) -> float:
     """Mean over episodes of the sum of the environment's rewards: by this number trainings choose their best router.
 
     That is success - λ·T (Eq. 8), router time at every step, less the price of invalid actions where there is one.

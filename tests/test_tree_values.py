@@ -227,16 +227,17 @@ def test_prices_that_depend_on_the_way_to_a_state_are_refused() -> None:
             Prices(make_latency_model(settings, ("w2", "bf16")), 0.1)
 
 
-def one_decision(critical: int) -> Decisions:
-    """An episode of one step, whose lower precision is critical or not."""
-    zeros, bounds = np.zeros(1, dtype=np.int64), np.zeros((1, 2))
-    verdict = np.array([[critical]])
-    return Decisions(zeros, zeros, bounds, bounds, np.array([False]), verdict, verdict)
+def eight_decisions(critical: int) -> Decisions:
+    """An episode of eight steps, at each of which the lower precision is critical, or at none."""
+    zeros, bounds = np.zeros(8, dtype=np.int64), np.zeros((8, 2))
+    verdicts = np.full((8, 1), critical)
+    return Decisions(zeros, zeros, bounds, bounds, np.zeros(8, dtype=np.bool_), verdicts, verdicts)
 
 
 def test_intervals_of_labels_draw_whole_episodes() -> None:
-    """Two episodes, one labelled in vain and one rightly: precision is 0, a half or 1 as they are drawn."""
-    episodes, kls = [one_decision(NO), one_decision(YES)], np.array([[0.2], [0.4]], dtype=np.float32)
+    """One labelled in vain, one rightly: precision is 0, a half or 1. Steps drawn one by one come to neither end."""
+    episodes = [eight_decisions(NO), eight_decisions(YES)]
+    kls = np.repeat(np.array([[0.2], [0.4]], dtype=np.float32), 8, axis=0)
     [row], [curve] = label_rows(["low"], episodes, kls, [0.3], resamples=200)
     assert row["kl_st"]["precision"] == row["kl_st"]["recall"] == 1.0
     assert row["kl_st"]["precision_ci"] == row["kl_st"]["recall_ci"] == [1.0, 1.0]

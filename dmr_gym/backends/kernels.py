@@ -15,7 +15,7 @@ from typing import Any
 from dmr_gym.errors import BackendError
 
 KERNEL_BITS = (4, 8)
-"""Widths of packed weights that vLLM has kernels for."""
+"""Widths of packed weights that vLLM has kernels for, on GPUs; `has_kernel` knows of CPUs."""
 
 DEQUANTIZED = "dequantized"
 

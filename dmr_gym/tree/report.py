@@ -204,18 +204,19 @@ def label_rows(
         if not known.any():
             raise ConfigError(f"the trees are too small to judge any step of {name}: build them with more --budget")
         scores, critical = kls[known, p].astype(np.float64), verdicts[known] == YES
-        judge = partial(_judged, critical=critical, groups=np.unique(episodes[known], return_inverse=True)[1])
+        groups = np.unique(episodes[known], return_inverse=True)[1]
+        judge = partial(_judged, critical=critical, groups=groups, resamples=resamples)
         grid = np.unique(np.concatenate([[0.0, tau], np.quantile(scores, np.linspace(0, 1, 101))]))
         points = label_quality(scores, critical, grid.tolist())
-        differ = judge(differs[known].astype(np.float64), 0.5, resamples=resamples)
+        differ = judge(differs[known].astype(np.float64), 0.5)
         row = {
             "precision": name,
             "steps": int(known.sum()),
             "unknown": int((~known).sum()),
             "critical": float(critical.mean()),
             "average_precision": average_precision(scores, critical),
-            "kl_st": judge(scores, tau, resamples=resamples),
-            "at": [judge(scores, threshold, resamples=resamples) for threshold in KL_LADDER],
+            "kl_st": judge(scores, tau),
+            "at": [judge(scores, threshold) for threshold in KL_LADDER],
             "actions_differ": differ,
             "by_threshold": [asdict(point) for point in points],
         }
@@ -227,11 +228,11 @@ def label_rows(
 def _judged(scores: Floats, threshold: float, critical: Bools, groups: IntArray, resamples: int) -> dict[str, Any]:
     """Quality of one label, with 95 % intervals over episodes."""
     [quality] = label_quality(scores, critical, [threshold])
-    labelled, hits = scores > threshold, (scores > threshold) & critical
+    labelled = scores > threshold
+    hits = (labelled & critical).astype(np.float64)
     found: dict[str, Any] = asdict(quality)
     for key, whole in (("precision", labelled), ("recall", critical)):
-        parts = hits.astype(np.float64), whole.astype(np.float64)
-        interval = bootstrap_ratio(*parts, groups, resamples, np.random.default_rng(0))
+        interval = bootstrap_ratio(hits, whole.astype(np.float64), groups, resamples, np.random.default_rng(0))
         found[f"{key}_ci"] = [interval.low, interval.high]
     return found
 
