@@ -80,9 +80,9 @@ class HashEncoder:
         """Return unit-norm embeddings, (n, D) float32."""
         vectors = np.zeros((len(texts), self._dim))
         for vector, text in zip(vectors, texts, strict=True):
-            for feature in _features(text):
-                bits = _hash64(feature)
-                vector[(bits >> 1) % self._dim] += 1.0 if bits & 1 else -1.0
+            bits = np.fromiter(map(_hash64, _features(text)), np.uint64)
+            places = ((bits >> np.uint64(1)) % np.uint64(self._dim)).astype(np.intp)
+            vector[:] = np.bincount(places, np.where(bits & np.uint64(1), 1.0, -1.0), self._dim)
             if not vector.any():  # signs can cancel in few dimensions; a direction is needed all the same
                 vector[0] = 1.0
         unit: FloatArray = (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32)

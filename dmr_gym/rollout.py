@@ -289,7 +289,8 @@ class _Rollout:
                 for name in infos.keys() & new_infos.keys():
                     infos[name][list(fresh)] = new_infos[name][list(fresh)]
             going = [place for place, slot in enumerate(slots) if self.playing[slot] is not None]
-            slots, observations = [slots[place] for place in going], observations[going]
+            if len(going) < len(slots):
+                slots, observations = [slots[place] for place in going], observations[going]
         yield from ended
 
     def _begin(self, taken: Mapping[int, tuple[int, EpisodeKey] | None]) -> tuple[FloatArray, dict[str, Any]]:

@@ -229,7 +229,7 @@ class PrecisionRoutingVectorEnv(VectorEnv[FloatArray, NDArray[np.int64], NDArray
             raise
         for i in indices:
             del self._under_way[i]
-        observations = np.stack([episodes[i].observation() for i in indices])
+        observations = self._observations(indices)
         rewards = np.array([episodes[i].turns[-1].reward for i in indices])
         over = np.array([episodes[i].over for i in indices], dtype=np.bool_)
         return indices, observations, rewards, over, self._infos(indices)
@@ -311,16 +311,24 @@ class PrecisionRoutingVectorEnv(VectorEnv[FloatArray, NDArray[np.int64], NDArray
         for i, embedding in zip(indices, embeddings, strict=True):
             self._parts.episodes[i].append(embedding)
 
-    def _observations(self) -> FloatArray:
-        batch = np.empty(self.observation_space.shape or (), dtype=np.float32)
-        for i, episode in enumerate(self._parts.episodes):
-            episode.observation(batch[i])
+    def _observations(self, indices: Sequence[int] | None = None) -> FloatArray:
+        episodes = self._parts.episodes if indices is None else [self._parts.episodes[i] for i in indices]
+        batch = np.empty((len(episodes), *(self.single_observation_space.shape or ())), dtype=np.float32)
+        for row, episode in zip(batch, episodes, strict=True):
+            episode.observation(row)
         return batch
 
-    def _infos(self, indices: Iterable[int], infos: dict[str, Any] | None = None) -> dict[str, Any]:
-        infos = infos or {}
-        for i in indices:
-            infos = self._add_info(infos, self._parts.episodes[i].info(), i)
+    def _infos(self, indices: Sequence[int], infos: dict[str, Any] | None = None) -> dict[str, Any]:
+        """What `_add_info` would make of the infos one by one; all have the same keys, so a column at a time."""
+        infos, mask = infos or {}, np.zeros(self.num_envs, dtype=np.bool_)
+        mask[indices] = True
+        each = {i: self._parts.episodes[i].info() for i in indices}
+        for key, value in each[indices[0]].items() if each else ():
+            is_number = isinstance(value, int | float)
+            array = np.zeros(self.num_envs, type(value)) if is_number else np.empty(self.num_envs, object)
+            for i, info in each.items():
+                array[i] = info[key]
+            infos[key], infos[f"_{key}"] = array, mask.copy()
         return infos
 
     def _reset_at_once(self, ended: list[int]) -> dict[str, Any]:

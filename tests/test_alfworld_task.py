@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dmr_gym.errors import ConfigError, TaskError
+from dmr_gym.tasks.alfworld import games
 from dmr_gym.tasks.alfworld.engine import AlfworldEngine
 from dmr_gym.tasks.alfworld.generate import generate_game
 from dmr_gym.tasks.alfworld.panels import house_id
@@ -200,6 +203,26 @@ def test_snapshot_survives_a_full_cache() -> None:
         task.reset(task_id)
     task.restore(state)
     assert (task.step("inventory"), task.prompt()) == following
+
+
+def test_houses_are_made_once_and_played_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tasks side by side in one house, as a group of GRPO is, share its making and nothing of its play."""
+    made: list[int] = []
+
+    def counted(seed: int) -> dict[str, Any]:
+        made.append(seed)
+        return generate_game(seed)
+
+    monkeypatch.setattr(games, "generate_game", counted)
+    games._generated_world.cache_clear()
+    group = [AlfworldTask(panel="validation", n_games=8) for _ in range(3)]
+    starts = [task.reset(VALIDATION) for task in group]
+    assert made == [200_000]
+    assert starts[0] == starts[1] == starts[2]
+    steps = [group[0].step(command) for command in group[0].engine.walkthrough]
+    assert steps[-1].done
+    assert group[1].step("inventory").observation == "You are not carrying anything."
+    assert [group[2].step(command) for command in group[2].engine.walkthrough] == steps
 
 
 def test_resetting_again_begins_afresh(task: AlfworldTask) -> None:

@@ -17,12 +17,14 @@ import json
 import logging
 import random
 import re
+import ssl
 import time
 from asyncio import sleep
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -63,6 +65,12 @@ class Patience:
         return longest * random.uniform(0.5, 1.0)
 
 
+@cache
+def _tls() -> ssl.SSLContext:
+    """How servers are checked under https: read once, since reading the list of authorities takes milliseconds."""
+    return httpx.create_ssl_context()
+
+
 class Server:
     """One address, ending in /v1, and its connections."""
 
@@ -79,6 +87,7 @@ class Server:
             timeout=httpx.Timeout(patience.timeout_s, connect=min(patience.timeout_s, CONNECT_TIMEOUT_S), pool=None),
             limits=httpx.Limits(max_connections=None, keepalive_expiry=KEEP_ALIVE_S),
             trust_env=not here,
+            verify=_tls(),
         )
 
     def address(self, path: str) -> str:

@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from dmr_gym.errors import TaskError
-from dmr_gym.tasks.alfworld.pddl import GameData, parse_game, read_game
+from dmr_gym.tasks.alfworld.pddl import read_game
 from dmr_gym.tasks.alfworld.world import KNIVES, EngineState, World
 
 NOTHING_HAPPENS = "Nothing happens."
@@ -50,10 +49,10 @@ def load_game(path: str | Path) -> AlfworldEngine:
 class AlfworldEngine:
     """One game. `reset` starts it; `step` takes a command and returns TextWorld's answer to it."""
 
-    def __init__(self, game: GameData) -> None:
-        """Index a parsed game. Most callers use `load_game` or `AlfworldEngine.from_json`."""
-        self.game = game
-        self._world = world = World(game)
+    def __init__(self, world: World) -> None:
+        """Play in a world, which engines may share. Most callers use `load_game` or `AlfworldEngine.from_json`."""
+        self.game = world.game
+        self._world = world
         self._name, self._slot, self._place = world.names, world.slot, world.place
         self._here, self._able = world.here, world.able
         self._handlers: dict[str, Callable[[str, str], str]] = {
@@ -70,10 +69,7 @@ class AlfworldEngine:
         Raises:
             TaskError: the game is broken, or ``task_type`` is given and is not what the goal says.
         """
-        engine = cls(parse_game(data, source))
-        if task_type is not None and task_type != engine.task_type:
-            raise TaskError(f"{source}: task_type is {task_type!r}, but the goal is one of {engine.task_type!r}")
-        return engine
+        return cls(World.from_json(data, source, task_type))
 
     # ------------------------------------------------------------------ public face
 

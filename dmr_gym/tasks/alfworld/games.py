@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +18,7 @@ from dmr_gym.errors import ConfigError, TaskError
 from dmr_gym.tasks.alfworld import panels
 from dmr_gym.tasks.alfworld.generate import generate_game
 from dmr_gym.tasks.alfworld.pddl import MAX_GAME_BYTES, TASK_TYPES, read_game
+from dmr_gym.tasks.alfworld.world import World
 
 DATA_VARIABLE = "ALFWORLD_DATA"
 GAME_FILE = "game.tw-pddl"
@@ -53,6 +55,10 @@ class GameSource(Protocol):
         """Read one game. Raises TaskError when it is unknown or broken."""
         ...
 
+    def world(self, task_id: str) -> World:
+        """Read one game for the native engine. Raises TaskError as `read`."""
+        ...
+
 
 def open_source(source: str | os.PathLike[str]) -> GameSource:
     """Open a source of games by its name.
@@ -87,6 +93,10 @@ class EmbeddedGames:
         """Generate a house. Raises TaskError when the id is not of the form "house-<seed>"."""
         data = generate_game(panels.house_seed(task_id))
         return Game(task_id, task_id, data, data["traj_data"]["task_type"])
+
+    def world(self, task_id: str) -> World:
+        """Generate a house for the native engine. Raises TaskError as `read`."""
+        return _generated_world(task_id)
 
 
 class OfficialGames:
@@ -141,6 +151,20 @@ class OfficialGames:
             raise TaskError(f"no such game: {task_id!r:.120}; ids have the form '<split>/<task>/<trial>'")
         folder = self._root.joinpath(*parts)
         return Game(task_id, str(folder / GAME_FILE), read_game(folder), _read_task_type(folder / TRAJECTORY_FILE))
+
+    def world(self, task_id: str) -> World:
+        """Read a game for the native engine. Raises TaskError as `read`, or where its goal is not of its task type."""
+        return _index(self.read(task_id))
+
+
+def _index(game: Game) -> World:
+    return World.from_json(game.data, game.source, game.task_type)
+
+
+@lru_cache(maxsize=256)
+def _generated_world(task_id: str) -> World:
+    """A house, the same object for all that play in it now: the G repeats of a group are made from one."""
+    return _index(EmbeddedGames().read(task_id))
 
 
 def _is_solvable(file: Path) -> bool:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 from dmr_gym.errors import ConfigError, TaskError
 from dmr_gym.prompts import react, transcript
 from dmr_gym.tasks.alfworld.engine import NOTHING_HAPPENS, AlfworldEngine
-from dmr_gym.tasks.alfworld.games import Game, open_source
+from dmr_gym.tasks.alfworld.games import GameSource, open_source
 from dmr_gym.types import Prompt, TaskStart, TaskStep
 
 ENGINES = ("native", "textworld")
@@ -208,7 +208,7 @@ class AlfworldTask:
             self._engine = None
             while len(self._cache) >= self._cache_size:
                 self._cache.popitem(last=False)
-            self._cache[task_id] = _make_engine(self._games.read(task_id), self._engine_kind)
+            self._cache[task_id] = _make_engine(self._games, task_id, self._engine_kind)
         self._cache.move_to_end(task_id)
         engine = self._cache[task_id]
         self._engine, self._task_id = engine, task_id
@@ -216,11 +216,12 @@ class AlfworldTask:
         return engine
 
 
-def _make_engine(game: Game, kind: str) -> Engine:
+def _make_engine(games: GameSource, task_id: str, kind: str) -> Engine:
     if kind == "native":
-        return AlfworldEngine.from_json(game.data, game.source, game.task_type)
+        return AlfworldEngine(games.world(task_id))
     from dmr_gym.tasks.alfworld.textworld import TextworldEngine
 
+    game = games.read(task_id)
     return TextworldEngine(game.data, game.source, game.task_type)
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 from dmr_gym.errors import TaskError
-from dmr_gym.tasks.alfworld.pddl import Facts, GameData
+from dmr_gym.tasks.alfworld.pddl import Facts, GameData, parse_game
 
 KNIVES = frozenset({"knifetype", "butterknifetype"})
 _JOINS = {"take": " from ", "move": " to ", "clean": " with ", "heat": " with ", "cool": " with ", "slice": " with "}
@@ -36,7 +36,7 @@ class EngineState(NamedTuple):
 
 
 class World:
-    """Tables of one game.
+    """Tables of one game, which play does not change.
 
     Attributes:
         names: id -> the name that players see, such as "cabinet 4".
@@ -86,6 +86,18 @@ class World:
             "-= Welcome to TextWorld, ALFRED! =-\n\nYou are in the middle of a room. "
             f"Looking quickly around you, you see {self.listing(self.receptacles)}.\n\nYour task is to: {game.task}"
         )
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], source: str = "game", task_type: str | None = None) -> World:
+        """Index a game file's JSON object.
+
+        Raises:
+            TaskError: the game is broken, or ``task_type`` is given and is not what the goal says.
+        """
+        game = parse_game(data, source)
+        if task_type is not None and task_type != game.goal.task_type:
+            raise TaskError(f"{source}: task_type is {task_type!r}, but the goal is one of {game.goal.task_type!r}")
+        return cls(game)
 
     def _index_goal(self) -> None:
         goal = self.game.goal
