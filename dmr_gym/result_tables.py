@@ -49,7 +49,7 @@ def policy_table(results: Results, precisions: Sequence[str], prices: PriceSourc
                 s.policy,
                 with_interval(s.success, s.success_ci, 1, 100),
                 *([number(s.score, 3)] if has_score else []),
-                number(s.time_success_s, digits),
+                with_interval(s.time_success_s, s.time_success_s_ci, digits),
                 number(s.speedup_success, 2),
                 with_interval(s.time_all_s, s.time_all_s_ci, digits),
                 number(s.speedup_all, 2),
@@ -84,7 +84,10 @@ def difference_table(results: Results, unit: str) -> Table:
         for d in results.differences
     )
     columns = ("policies", "success, points", f"time of all, {unit}", "speedup of all", "return")
-    return Table("Paired differences, the same tasks", columns, rows, ("Brackets: 95 % intervals over tasks.",))
+    notes = ["Brackets: 95 % intervals over tasks."]
+    if any(policy.kind in ROUTED[1:] for policy in results.policies):
+        notes.append("GRPO and PPO are also set against the KL-ST point that earns most on these very tasks.")
+    return Table("Paired differences, the same tasks", columns, rows, tuple(notes))
 
 
 def return_table(results: Results) -> Table:

@@ -106,7 +106,8 @@ class Results(NamedTuple):
     Attributes:
         policies: kind, budget, λ of training, and name of the matched policy, in the order of the rows.
         summaries: a row each.
-        differences: each routed policy against random routing with its shares, and against always-high.
+        differences: each routed policy against random routing with its shares, and against always-high; one trained on
+            a return against the best of KL-ST's points too.
         data: all of it and the rest as plain data, for ``results.json``.
     """
 
@@ -140,7 +141,7 @@ def tabulate(
         raise ConfigError("an evaluation needs the highest precision alone as its reference, and has no such policy")
     reference = summarize(high.name, high.episodes, lambda_, None, resamples)
     summaries = [summarize(policy.name, policy.episodes, lambda_, reference, resamples) for policy in policies]
-    differences = _differences(policies, high, lambda_, resamples)
+    differences = _differences(policies, summaries, high, lambda_, resamples)
     pairs = list(zip(policies, summaries, strict=True))
     rows = [_row(policy, summary, pairs, reference, oracle) for policy, summary in pairs]
     data = {
@@ -256,13 +257,19 @@ def _by_seed(episodes: Sequence[EpisodeResult]) -> list[dict[str, Any]]:
 
 
 def _differences(
-    policies: Sequence[PlayedPolicy], high: PlayedPolicy, lambda_: float, resamples: int
+    policies: Sequence[PlayedPolicy],
+    summaries: Sequence[Summary],
+    high: PlayedPolicy,
+    lambda_: float,
+    resamples: int,
 ) -> list[Difference]:
+    returns = [(s.mean_return, p) for p, s in zip(policies, summaries, strict=True) if p.kind == ROUTED[0]]
+    best = [max(returns, key=lambda pair: pair[0])[1]] if returns else []
     differences = []
     for policy in policies:
         if policy.kind in ROUTED:
             matched = [other for other in policies if other.like == policy.name]
-            for other in [*matched, high]:
+            for other in [*matched, high, *(best if policy.kind != ROUTED[0] else [])]:
                 pair = (policy.name, policy.episodes, other.name, other.episodes)
                 differences.append(paired_difference(*pair, lambda_, resamples))
     return differences

@@ -114,13 +114,14 @@ def test_returns_stand_beside_the_oracle_where_it_has_their_price(results: Resul
 
 
 def test_differences_pair_each_router_with_its_random_twin(results: Results) -> None:
-    """Where one was played, and with always-high."""
+    """Where one was played, and with always-high; GRPO with KL-ST's best point too, here p≥0.5 with 0.775."""
     pairs = [(d.policy, d.minus) for d in results.differences]
     assert pairs == [
         ("router K=0.50", "random K=0.50"),
         ("router K=0.50", "always bf16"),
         ("router p≥0.5", "always bf16"),
         ("GRPO λ=0.1", "always bf16"),
+        ("GRPO λ=0.1", "router p≥0.5"),
     ]
 
 
@@ -147,7 +148,7 @@ def test_the_tables_hold_the_numbers(results: Results) -> None:
     policies, differences, returns = result_tables(results, ("w2", "bf16"), PRICES)
     cells = dict(zip(policies.columns, policies.rows[2], strict=False))
     assert cells["w2 / bf16 %"] == "50 / 50"
-    assert cells["EP time, s"] == "2.00"
+    assert cells["EP time, s"] == "2.00 [2.00, 2.00]"
     assert policies.rows[2][:2] == ("router K=0.50", "75.0 [25.0, 100.0]")
     assert "score" not in policies.columns  # it says no more than success
     assert any("router K=0.50, GRPO λ=0.1 with 2.25" in note for note in policies.notes)
@@ -160,7 +161,7 @@ def test_prices_of_another_unit_are_named_and_shown_with_enough_decimals(results
     """An episode that costs thousandths of a dollar does not show as 0.00."""
     dollars = PriceSource(None, False, "prices of your own", "dollars", "$")
     policies, differences, _ = result_tables(results, ("w2", "bf16"), dollars)
-    assert dict(zip(policies.columns, policies.rows[2], strict=False))["EP time, $"] == "2.000000"
+    assert dict(zip(policies.columns, policies.rows[2], strict=False))["EP time, $"] == "2.000000 [2.000000, 2.000000]"
     assert any(note.startswith("Dollars, prices of your own.") for note in policies.notes)
     assert "time of all, $" in differences.columns
 
