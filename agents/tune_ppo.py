@@ -102,12 +102,22 @@ def parse_args(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str
         metavar="N",
         help="steps of the environment a run (default: %(default)s)",
     )
+    add(
+        "--learning-rates",
+        type=float,
+        nargs="+",
+        default=list(SPACE["lr"]),
+        metavar="X",
+        help="to draw from; a router that has been trained wants smaller ones (default: %(default)s)",
+    )
     add("--num-envs", type=int, default=8, metavar="N", help="episodes played side by side (default: %(default)s)")
     add("--search-seed", type=int, default=0, help="of the settings drawn (default: %(default)s)")
     args = parser.parse_args(own)
     for name in ("settings", "seeds", "finalists", "finalist_seeds", "num_envs"):
         if getattr(args, name) < 1:
             raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
+    if min(args.learning_rates) <= 0:
+        raise ConfigError(f"--learning-rates must be above 0, got {args.learning_rates}")
     if args.env_steps < PLAYS * args.num_envs * max(SPACE["n_steps"]):
         least = int(PLAYS * args.num_envs * max(SPACE["n_steps"]))
         raise ConfigError(f"--env-steps must be at least {least}, {PLAYS} updates of the longest, got {args.env_steps}")
@@ -120,7 +130,12 @@ def draw(number: int, args: argparse.Namespace, recipe: ModuleType) -> Setting:
         defaults = vars(recipe.parse_args(["--out", str(args.out), "--num-envs", str(args.num_envs)]))
         return Setting(0, {name: defaults[name] for name in SPACE})
     rng = random.Random(f"{args.search_seed} {number}")
-    return Setting(number, {name: rng.choice(choices) for name, choices in SPACE.items()})
+    return Setting(number, {name: rng.choice(choices) for name, choices in space(args).items()})
+
+
+def space(args: argparse.Namespace) -> dict[str, tuple[float, ...]]:
+    """What settings are drawn from."""
+    return SPACE | {"lr": tuple(args.learning_rates)}
 
 
 def load_recipe() -> ModuleType:
@@ -158,7 +173,7 @@ def claim(args: argparse.Namespace, passed_on: Sequence[str], recipe: ModuleType
     command = [*passed_on, "--out", str(args.out), "--env", args.env, "--num-envs", str(args.num_envs)]
     handed_on = recipe.parse_args(command)
     env_id, config = chosen_env(handed_on)
-    settings = {"train_ppo": settings_of(handed_on), "env_id": env_id, "env": asdict(config), "space": SPACE}
+    settings = {"train_ppo": settings_of(handed_on), "env_id": env_id, "env": asdict(config), "space": space(args)}
     for name in (*recipe.FREE, "set"):  # the environment that they result in is compared
         settings["train_ppo"].pop(name, None)
     settings["env"].pop("cache_dir")
@@ -193,7 +208,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     record = {
         "settings": settings_of(args),
         "passed_on": list(passed_on),
-        "space": SPACE,
+        "space": space(args),
         "search": [setting.record(first) for setting in ranked],
         "finalists": [setting.record(fresh) for setting in winners],
         **provenance(),

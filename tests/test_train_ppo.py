@@ -294,9 +294,10 @@ def test_tuning_ranks_settings_by_seeds_that_did_not_choose_them(
 ) -> None:
     """Defaults and two draws: every run is made, a second start makes none, and the table names the winner."""
     tune_ppo = recipe("tune_ppo")
-    space = {"lr": (1e-9, 1e-2), "n_steps": (64,), "minibatch_size": (128,), "epochs": (8,)}
+    space = {"lr": (1.0,), "n_steps": (64,), "minibatch_size": (128,), "epochs": (8,)}
     options = ["--out", str(tmp_path), "--env", "DMR-Toy-v0", "--settings", "3", "--seeds", "1", "--finalists", "1"]
-    options += ["--finalist-seeds", "1", "--num-envs", "2", "--env-steps", "1280", "--", *SIZES]
+    options += ["--finalist-seeds", "1", "--num-envs", "2", "--env-steps", "1280", "--learning-rates", "1e-9", "1e-2"]
+    options += ["--", *SIZES]
     options += ["--validation-tasks", "4"]
     monkeypatch.setattr(tune_ppo, "SPACE", space)
     tune_ppo.main(options)
@@ -315,7 +316,10 @@ def test_tuning_ranks_settings_by_seeds_that_did_not_choose_them(
     monkeypatch.setattr(tune_ppo, "load_recipe", lambda: without_training)
     tune_ppo.main(options)
     at = options.index("--")
-    changes = {"search_seed": ["--search-seed", "1"], "env_steps": ["--env-steps", "2560"]}
+    with pytest.raises(ConfigError, match="--learning-rates must be above 0"):
+        tune_ppo.main([*options[:at], "--learning-rates", "0", *options[at:]])
+    changes = {"learning_rates, space": ["--learning-rates", "1e-3"]}
+    changes |= {"search_seed": ["--search-seed", "1"], "env_steps": ["--env-steps", "2560"]}
     for name, change in changes.items():
         with pytest.raises(ConfigError, match=f"begun with other {name}: choose"):
             tune_ppo.main([*options[:at], *change, *options[at:]])
