@@ -13,7 +13,7 @@ from dmr_gym.errors import ConfigError
 from dmr_gym.tasks.toy import make_signs
 from dmr_gym.tree.decisions import NO, UNKNOWN, YES, average_precision, decide, label_quality
 from dmr_gym.tree.frontier import panel_frontier, panel_times
-from dmr_gym.tree.values import best_actions, best_values, fixed_values
+from dmr_gym.tree.values import TIE, best_actions, best_values, fixed_values
 
 INF = math.inf
 
@@ -139,6 +139,20 @@ def test_cut_trees_leave_decisions_open_and_never_wrong() -> None:
             assert not (getattr(truth, name) == UNKNOWN).any()
             unknown += int((~known).sum())
     assert unknown > 0
+
+
+def test_steps_that_all_precisions_share_are_judged_where_the_tree_is_cut() -> None:
+    """Their futures are one, so neither is what follows a reason to need the highest, nor is a success lost."""
+    prices, below = prices_of(TOY), 0
+    settings = TOY | {"task_kwargs": {**TOY["task_kwargs"], "num_signs": 6}, "max_steps": 14}
+    for cut in grow(settings, tasks=4, budget=30):
+        values = best_values(cut, prices)
+        found = decide(cut, prices, values, cut.fixed_path(1))
+        same = found.same
+        below += int((found.high - found.low)[same].max(initial=0.0) > TIE)
+        assert (found.critical[same] == NO).all()
+        assert (found.fatal[same] == NO).all()
+    assert below > 0  # bounds alone would have left some open
 
 
 def test_precision_and_recall_of_labels_worked_out_by_hand() -> None:

@@ -55,18 +55,24 @@ def decide(tree: RoutingTree, prices: Prices, values: Values, actions: Sequence[
     actions = np.asarray(actions, dtype=np.int64)
     states = tree.path(actions)[: len(actions)]
     low, high = values.q_low[states], values.q_high[states]
+    # Two precisions that lead to one state have one future, whatever the tree leaves open there: rewards decide.
+    shared = np.logical_and.reduce([a[states, :-1] == a[states, -1:] for a in (tree.child, tree.over)])
+    rewards = values.reward[states]
+    critical = _above(low[:, -1:], high[:, -1:], low[:, :-1], high[:, :-1])
+    critical = np.where(shared, np.where(rewards[:, -1:] > rewards[:, :-1] + TIE, YES, NO), critical)
     shown, bound = least_seconds(tree, prices, success=True)
     reachable = np.where(np.isfinite(_after(tree, shown)), YES, np.where(np.isinf(_after(tree, bound)), NO, UNKNOWN))
     reachable = reachable[states]
     fatal = np.where((reachable[:, -1:] == NO) | (reachable[:, :-1] == YES), NO, UNKNOWN)
     fatal[(reachable[:, -1:] == YES) & (reachable[:, :-1] == NO)] = YES
+    fatal[shared & (tree.success[states, :-1] == tree.success[states, -1:])] = NO
     return Decisions(
         states=states,
         actions=actions,
         low=low,
         high=high,
         same=tree.same_step()[states],
-        critical=_above(low[:, -1:], high[:, -1:], low[:, :-1], high[:, :-1]),
+        critical=critical,
         fatal=fatal.astype(np.int64),
     )
 
