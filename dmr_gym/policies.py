@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, cast, runtime_checkable
 
 import numpy as np
 
@@ -235,14 +235,18 @@ class RouterPolicy:
 
     def act(self, observations: FloatArray, infos: Mapping[str, Any]) -> Decisions:
         """Decide; see `Policy.act`."""
-        probabilities = self._probabilities(observations)  # (B, P)
+        return self.act_in(range(len(observations)), observations, infos)
+
+    def act_in(self, slots: Sequence[int], observations: FloatArray, infos: Mapping[str, Any]) -> Decisions:
+        """Decide; see `SlotPolicy.act_in`. It costs as much as deciding for all B: so bits depend on no company."""
+        probabilities = self._probabilities(slots, observations)  # (n, P)
         if self.mode == "sample":
             edges = probabilities.cumsum(axis=1)
-            draws = self._draws.uniform(range(len(probabilities))) * edges[:, -1]
+            draws = self._draws.uniform(slots) * edges[:, -1]
             actions = (draws[:, None] >= edges[:, :-1]).sum(axis=1)
         elif self.mode == "threshold":
             lower = probabilities[:, :-1].argmax(axis=1)
-            actions = np.where(self._passes(probabilities[:, -1]), probabilities.shape[1] - 1, lower)
+            actions = np.where(self._passes(slots, probabilities[:, -1]), probabilities.shape[1] - 1, lower)
         else:
             actions = probabilities.argmax(axis=1)
         chosen = np.take_along_axis(probabilities, actions[:, None], axis=1)[:, 0]
@@ -253,29 +257,34 @@ class RouterPolicy:
             router_called=np.ones(len(actions), dtype=np.bool_),
         )
 
-    def _passes(self, p_high: FloatArray) -> NDArray[np.bool_]:
+    def _passes(self, slots: Sequence[int], p_high: FloatArray) -> NDArray[np.bool_]:
         """Whether each score goes to the highest precision in "threshold" mode."""
         passes: NDArray[np.bool_] = p_high >= self.tau
         if self.tie_probability < 1.0:
             # Drawn at every step, so that the draws of an episode do not depend on how many of its scores are tied.
-            passes &= (p_high > self.tau) | (self._draws.uniform(range(len(p_high))) < self.tie_probability)
+            passes &= (p_high > self.tau) | (self._draws.uniform(slots) < self.tie_probability)
         return passes
 
-    def _probabilities(self, observations: FloatArray) -> FloatArray:
+    def _probabilities(self, slots: Sequence[int], observations: FloatArray) -> FloatArray:
         import torch
 
-        valid = valid_mask(observations).sum(axis=1)  # (B,)
+        index, device = np.asarray(slots, dtype=np.int64), self.router.device
+        valid = valid_mask(observations).sum(axis=1)  # (n,)
         # An episode taken up in its middle, from a snapshot, starts with several rows.
-        self._seen = np.where(self._seen == 0, valid, self._seen + 1)
+        self._seen[index] = seen = np.where(self._seen[index] == 0, valid, self._seen[index] + 1)
         window = min(observations.shape[1], self.router.config.max_length)
-        slid = self._seen > window
-        rows = torch.as_tensor(observations, device=self.router.device)
-        logits = torch.zeros(len(rows), self.router.config.n_precisions, device=self.router.device)
-        wanted = torch.as_tensor(np.where(slid, 0, self._seen), device=self.router.device)
+        slid = seen > window
+        rows, places = torch.as_tensor(observations, device=device), torch.as_tensor(index, device=device)
+        newest = torch.zeros(len(self._seen), rows.shape[2], device=device)
+        scores = torch.zeros(len(self._seen), self.router.config.n_precisions, device=device)
+        wanted = torch.zeros_like(self._state.lengths)
+        wanted[places] = torch.as_tensor(np.where(slid, 0, seen), device=device, dtype=wanted.dtype)
         while bool((behind := self._state.lengths < wanted).any()):
-            newest = rows[torch.arange(len(rows)), self._state.lengths.clamp_max(rows.shape[1] - 1)]
+            order = self._state.lengths[places].clamp_max(rows.shape[1] - 1)
+            newest[places] = rows[torch.arange(len(rows), device=device), order]
             scored, self._state = self.router.step(newest, self._state, behind)
-            logits[behind] = scored[behind]
+            scores[behind] = scored[behind]
+        logits = scores[places]
         if slid.any():
             recent = [row[max(n - window, 0) : n] for row, n in zip(rows[slid], valid[slid], strict=True)]
             full = torch.stack(recent)
@@ -308,6 +317,8 @@ class ForcedHigh:
         self.policy = policy
         self.high = high
         self.step_types = tuple(step_types)
+        if isinstance(policy, SlotPolicy):  # else this is none either
+            self.act_in = self._act_in
 
     def reset(self, slots: Sequence[int], episodes: Sequence[EpisodeKey], batch_size: int) -> None:
         """Hand on; see `Policy.reset`."""
@@ -319,10 +330,21 @@ class ForcedHigh:
         Raises:
             ConfigError: the infos do not tell the types of the coming steps.
         """
+        types = self._types(infos)
+        return self._force(self.policy.act(observations, infos), types)
+
+    def _act_in(self, slots: Sequence[int], observations: FloatArray, infos: Mapping[str, Any]) -> Decisions:
+        """Decide; see `SlotPolicy.act_in`."""
+        types, inner = self._types(infos), cast(SlotPolicy, self.policy)
+        return self._force(inner.act_in(slots, observations, infos), types[list(slots)])
+
+    def _types(self, infos: Mapping[str, Any]) -> NDArray[np.str_]:
         if "next_step_type" not in infos:
             raise ConfigError("steps can be forced by type only where infos have next_step_type, as dmr_gym's do")
-        decided = self.policy.act(observations, infos)
-        forced = np.isin(np.asarray(infos["next_step_type"], dtype=object).astype(str), self.step_types)  # (B,)
+        return np.asarray(infos["next_step_type"], dtype=object).astype(str)  # (B,)
+
+    def _force(self, decided: Decisions, types: NDArray[np.str_]) -> Decisions:
+        forced = np.isin(types, self.step_types)
         return Decisions(
             actions=np.where(forced, self.high, decided.actions).astype(np.int64),
             p_high=np.where(forced, np.float32("nan"), decided.p_high).astype(np.float32),

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dmr_gym.errors import ConfigError
-from dmr_gym.policies import Decisions, EpisodeKey, FixedPrecision, ForcedHigh, RandomPolicy, RouterPolicy
+from dmr_gym.policies import Decisions, EpisodeKey, FixedPrecision, ForcedHigh, RandomPolicy, RouterPolicy, SlotPolicy
 from dmr_gym.router import PrecisionRouter, RouterConfig
 
 D = 6
@@ -292,6 +292,15 @@ def test_forced_steps_take_the_highest_precision_and_ask_no_router():
     assert decided.logprobs.tolist() == [0, -0.75, 0]
     assert inner.seen == [3]
     assert inner.started == [([1], [EpisodeKey("a")], 3)]
+
+
+def test_forced_steps_are_those_of_the_slots_that_are_asked():
+    """Each by its own type; a policy that decides for all at once does not become one that decides for some."""
+    policy = ForcedHigh(FixedPrecision(0), high=2)
+    infos = {"next_step_type": np.array(["search", "click", "click"], dtype=object)}
+    assert isinstance(policy, SlotPolicy)
+    assert policy.act_in([2, 0], np.zeros((2, 4, D), np.float32), infos).actions.tolist() == [0, 2]
+    assert not isinstance(ForcedHigh(Talker(), high=2), SlotPolicy)
 
 
 def test_what_is_not_forced_stays_unasked_where_it_was():

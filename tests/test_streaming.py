@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from fake_openai import Serve
 from gymnasium.error import ResetNeeded
 
@@ -16,8 +17,9 @@ from dmr_gym.backends.streaming import StreamingBackend, generate_each, open_str
 from dmr_gym.cache import CachedBackend, CompletionCache
 from dmr_gym.encoders import HashEncoder
 from dmr_gym.errors import BackendError, CacheError
-from dmr_gym.policies import FixedPrecision, RandomPolicy
+from dmr_gym.policies import FixedPrecision, ForcedHigh, Policy, RandomPolicy, RouterPolicy, SlotPolicy
 from dmr_gym.rollout import rollout
+from dmr_gym.router import PrecisionRouter, RouterConfig
 from dmr_gym.tasks.toy import ANSWERS
 from dmr_gym.types import Completion, FloatArray, Request
 from dmr_gym.vector import PrecisionRoutingVectorEnv
@@ -312,10 +314,29 @@ def _played(backend: Any, num_envs: int, policy: Any, **options: Any) -> list[An
     return [[*(getattr(e, c).tolist() for c in columns), *(getattr(e, name) for name in rest)] for e in episodes]
 
 
+def _router(max_length: int = 64) -> PrecisionRouter:
+    torch.manual_seed(4)
+    sizes = {"n_layers": 1, "d_model": 16, "n_heads": 2, "d_ff": 32}
+    return PrecisionRouter(RouterConfig(embedding_dim=8, max_length=max_length, **sizes)).eval()
+
+
+POLICIES: dict[str, Callable[[], Policy]] = {
+    "fixed": lambda: FixedPrecision(1),
+    "random": lambda: RandomPolicy(0.5, seed=3),
+    "router that draws": lambda: RouterPolicy(_router(), "sample", seed=3),
+    "router with ties": lambda: RouterPolicy(_router(), tau=0.2137, tie_probability=0.5),
+    "router of a short history": lambda: RouterPolicy(_router(max_length=4), "sample", seed=3),
+    "router forced": lambda: ForcedHigh(RouterPolicy(_router(), "sample", seed=3), 1),
+}
+
+
 @pytest.mark.parametrize("num_envs", [1, 3, 9])
-@pytest.mark.parametrize("policy", [FixedPrecision(1), RandomPolicy(0.5, seed=3)], ids=["fixed", "random"])
-def test_episodes_at_their_own_pace_are_those_in_step(num_envs: int, policy: Any) -> None:
+@pytest.mark.parametrize("kind", POLICIES)
+def test_episodes_at_their_own_pace_are_those_in_step(num_envs: int, kind: str) -> None:
     """Rows, decisions, rewards and texts, with fewer and with more places than episodes, repeats included."""
+    torch.set_num_threads(1)  # the fixture of all tests sets it back
+    policy = POLICIES[kind]()
+    assert isinstance(policy, SlotPolicy)
     found = _played(_one_by_one(), num_envs, policy, repeats=2)
     assert found == _played(ScriptedBackend(_walk, name="t"), num_envs, policy, repeats=2)
     assert len({len(episode[1]) for episode in found}) > 1, "episodes of one length would hide what is mixed up"
