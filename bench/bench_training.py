@@ -95,7 +95,8 @@ def ppo(args: argparse.Namespace, steps: int, folder: Path) -> dict[str, float]:
     from dmr_gym.sb3 import RouterActorCriticPolicy, RoutingVecEnv
 
     n_steps = max(1, steps // PPO_ENVS)
-    settings = train_grpo.parse_args(["--out", "x", "--env", args.env, "--cache-dir", str(folder), *args.rest])
+    cache = ["--cache-dir", str(folder / "ppo")]  # not GRPO's, whose answers would make this one warm
+    settings = train_grpo.parse_args(["--out", "x", "--env", args.env, *cache, *args.rest])
     config = chosen_env(settings)[1]
     sizes = {name: getattr(settings, name) for name in ("n_layers", "d_model", "n_heads", "d_ff")}
     found = {}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -15,7 +17,7 @@ from dmr_gym.config import EnvConfig, load_config, read_toml, unknown_name
 from dmr_gym.encoders import make_encoder
 from dmr_gym.errors import ConfigError, DMRGymError
 from dmr_gym.parts import Parts
-from dmr_gym.tasks import TASKS
+from dmr_gym.tasks import TASKS, make_task
 from dmr_gym.tree.answers import check_world
 from dmr_gym.tree.graph import load_trees, trees_digest
 from dmr_gym.tree.replay import TreeVectorEnv
@@ -121,7 +123,8 @@ def add_env_options(parser: argparse.ArgumentParser, trees: bool = True) -> None
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="change a keyword of the environment, VALUE as in TOML; may be repeated: --set lambda_=0.02 "
+        help="change a keyword of the environment, VALUE as in TOML; may be repeated: --set lambda_=0.02 (the price "
+        "of a second, in units of reward) "
         '--set backend.device=cuda --set \'precisions=["w3", "w4", "bf16"]\'',
     )
     group.add_argument(
@@ -260,12 +263,23 @@ def make_envs(
 
 
 def part_digests(config: EnvConfig, panels: Sequence[str]) -> dict[str, Any]:
-    """What episodes depend on beside keywords and models: the encoder's digest, and those of the trees of panels."""
+    """What episodes depend on beside keywords and models: digests of the encoder, and of the panels or their trees."""
     found: dict[str, Any] = {"encoder": make_encoder(config.encoder).digest}
     if config.backend.get("kind") == TREES:
         folder = Path(config.backend["folder"])
         found["trees_digest"] = {panel: trees_digest(folder / panel) for panel in dict.fromkeys(panels)}
+    else:
+        found["tasks_digest"] = {panel: _tasks_digest(config, panel) for panel in dict.fromkeys(panels)}
     return found
+
+
+def _tasks_digest(config: EnvConfig, panel: str) -> str:
+    """SHA-256 of a panel's task ids and of how eight of its episodes begin: that of other data is another one."""
+    task = make_task(config.task, **{**config.task_kwargs, "panel": panel})
+    ids = list(task.task_ids)
+    some = ids[:: max(1, len(ids) // 8)][:8]
+    starts = [(start.instruction, start.observation) for start in map(task.reset, some)]
+    return hashlib.sha256(json.dumps([ids, starts]).encode()).hexdigest()
 
 
 def first_tasks(envs: PrecisionRoutingVectorEnv | Parts, number: int | None) -> list[str]:

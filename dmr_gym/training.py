@@ -196,6 +196,8 @@ def claim_folder(
         changed = sorted(name for name in names if found.get(name) != given.get(name))
         if changed:
             raise ConfigError(f"{folder} was begun with other {', '.join(changed)}: choose another --out")
+        if (threads := torch.get_num_threads()) > 1:
+            print(f"note: goes on with {threads} threads; to the last bit it does so under OMP_NUM_THREADS=1 alone")
     write_json(path, settings)
 
 

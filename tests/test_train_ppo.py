@@ -349,13 +349,3 @@ def test_the_page_names_options_and_figures_that_there_are(
         named |= {name if "/" in name else f"{group}/{name}" for name in names}
     found = {name for entry in read_history(uninterrupted) for name in entry if name != "update"}
     assert named == {"share/NAME" if name.startswith("share/") else name for name in found}
-
-
-@pytest.mark.parametrize("name", ["train_ppo", "tune_ppo"])
-def test_help_explains_every_option(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Every option has a help text with its default."""
-    with pytest.raises(SystemExit, match="0"):
-        recipe(name).main(["--help"])
-    text = capsys.readouterr().out
-    assert "--out DIR" in text
-    assert "default" in text
