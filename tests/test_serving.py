@@ -237,6 +237,22 @@ def test_a_file_without_the_table_is_told(tmp_path: Path) -> None:
         read_serve_settings(tmp_path / "c.toml")
 
 
+def test_servers_on_a_gpu_never_run_in_the_environment_of_the_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """.venv-vllm, which `make test` makes, is for "cpu" alone; an interpreter that is named goes before all."""
+    monkeypatch.chdir(tmp_path)
+    servers = {"models": {"low": "m"}, "ports": {"low": [1]}}
+    on_gpu, on_cpu = (ServeSettings(**servers, device=device) for device in ("cuda", "cpu"))
+    assert (on_gpu.interpreter, on_cpu.interpreter) == (sys.executable, sys.executable)
+    own = Path(".venv-vllm") / "bin" / "python"
+    own.parent.mkdir(parents=True)
+    own.touch()
+    assert (on_gpu.interpreter, on_cpu.interpreter) == (sys.executable, str(own))
+    for device in ("cuda", "cpu"):
+        assert ServeSettings(**servers, device=device, python="/opt/python").interpreter == "/opt/python"
+
+
 def test_an_interpreter_without_vllm_is_told(tmp_path: Path) -> None:
     """Before servers start, with how to get one."""
     for python in (sys.executable, str(tmp_path / "absent")):
