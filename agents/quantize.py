@@ -10,7 +10,9 @@ in llmcompressor, where the paper says "per channel".
     python agents/quantize.py --model embedded:alfworld/bf16 --method gptq --scheme W3A16 --out runs/w3-gptq
     python agents/quantize.py --model runs/webshop/model --world webshop --scheme W4A16 --out runs/webshop-w4
     python agents/quantize.py --model Qwen/Qwen3-1.7B --method awq --scheme W4A16 --out runs/w4-awq
+    python agents/quantize.py --config configs/paper/alfworld-1.7b-awq-w4.toml
 
+The last takes its options from the file's table [quantize]; those of the command line go before them.
 W3 and W2 have no kernel in the engines we know: they are unpacked to 16 bits at load, and their speed is projected.
 What cannot end well is refused, and disk, memory and time are said, before any weights are loaded. ``--out`` appears
 when everything in it is done. The same command goes on after a kill: texts, the original's perplexity and a copy that
@@ -19,6 +21,7 @@ was written are kept in a hidden folder beside ``--out``; the quantization itsel
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +30,7 @@ from transformers import AutoTokenizer
 
 from dmr_gym.backends.checkpoint import WEIGHTS, Layout, checkpoint_digest, read_layout, resolve_checkpoint
 from dmr_gym.command_line import recipe_parser, run
+from dmr_gym.config import EnvConfig, load_config
 from dmr_gym.errors import ConfigError
 from dmr_gym.perplexity import perplexity
 from dmr_gym.quantization.card import describe, shown, write_card
@@ -56,9 +60,9 @@ WORLD_HELP = (
 )
 
 
-def parse(argv: Sequence[str] | None) -> Settings:
-    """Read the command line."""
-    parser = recipe_parser(__doc__)
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line, behind the table [quantize] of a file in --config."""
+    parser = recipe_parser(__doc__, "quantize")
     add = parser.add_argument
     add("--model", required=True, help='checkpoint folder, hub id, or "embedded:WORLD/NAME"')
     add(
@@ -75,7 +79,17 @@ def parse(argv: Sequence[str] | None) -> Settings:
     add("--max-length", type=int, default=2048, help="tokens kept of each of them (2048)")
     add("--held-out", type=int, default=64, help="transcripts for the perplexity (64)")
     add("--world", choices=sorted(TRANSCRIPTS), help=WORLD_HELP)
-    values = vars(parser.parse_args(argv))
+    add("--config", metavar="FILE", help="configuration whose table [quantize] holds options of this recipe")
+    args = parser.parse_args(argv)
+    if args.config is not None:
+        load_config(EnvConfig, args.config)  # a misspelt [quantize] would leave the defaults in place
+    return args
+
+
+def parse(argv: Sequence[str] | None) -> Settings:
+    """Read the command line, as settings."""
+    values = vars(parse_args(argv))
+    del values["config"]
     group = values["group_size"] or ("channel" if values["scheme"] == "W8A8" else "128")
     if group != "channel" and not group.isdecimal():
         raise ConfigError(f'--group-size must be a number or "channel", found {group!r}')

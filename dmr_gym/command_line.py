@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import gymnasium
 
+from dmr_gym.backends import check_backend
 from dmr_gym.config import EnvConfig, load_config, read_toml, unknown_name
-from dmr_gym.encoders import make_encoder
+from dmr_gym.encoders import check_encoder, make_encoder
 from dmr_gym.errors import ConfigError, DMRGymError
 from dmr_gym.parts import Parts
 from dmr_gym.tasks import TASKS, make_task
@@ -196,8 +197,9 @@ def chosen_env(args: argparse.Namespace, cache_dir: str | Path | None = None) ->
         cache_dir: of the completion cache, where neither ``--cache-dir`` nor the file names one.
 
     Raises:
-        ConfigError: an unknown id or key, a value of the wrong type, an unreadable file, or one for another world; or
-            ``--set`` names the panel, which `make_envs` gets from an option of the recipe.
+        ConfigError: an unknown id or key, also among the options of backend and encoder, a value of the wrong type, an
+            unreadable file, or one for another world; or ``--set`` names the panel, which `make_envs` gets from an
+            option of the recipe.
     """
     if args.config is None:
         env_id = args.env or DEFAULT_ENV
@@ -208,6 +210,8 @@ def chosen_env(args: argparse.Namespace, cache_dir: str | Path | None = None) ->
     if "panel" in load_config(EnvConfig, overrides=_overrides(args.set)).task_kwargs:
         options = " or ".join(f"--{name.replace('_', '-')}" for name in vars(args) if name.endswith("panel"))
         raise ConfigError(f"--set task_kwargs.panel has no effect here: use {options or 'an option of the recipe'}")
+    check_backend(config.backend)
+    check_encoder(config.encoder)
     folder = args.cache_dir or config.cache_dir or cache_dir
     if args.trees is not None:
         config = replace(config, backend={"kind": TREES, "folder": args.trees})

@@ -287,6 +287,7 @@ class EnvConfig:
 
     recipe_tables: ClassVar[tuple[str, ...]] = (
         "serve",
+        "quantize",
         "collect_kl",
         "train_kl_st",
         "calibrate",

