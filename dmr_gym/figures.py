@@ -21,6 +21,7 @@ STYLES: dict[str, dict[str, Any]] = {
     "high": {"color": "#1f4e9c", "marker": "s", "markersize": 9},
     "low": {"color": "#d9822b", "marker": "s", "markersize": 9},
     "router": {"color": "#2e8b57", "marker": "o", "markersize": 8},
+    "start": {"color": "#1a9ba3", "marker": "D", "markersize": 7},
     "grpo": {"color": "#c0392b", "marker": "^", "markersize": 9},
     "ppo": {"color": "#8e4fa8", "marker": "v", "markersize": 9},
     "random": {"color": "#8a8a8a", "marker": "x", "markersize": 6},
@@ -30,6 +31,7 @@ STYLES: dict[str, dict[str, Any]] = {
 
 _LEGEND = {
     "router": "router",
+    "start": "KL-ST where GRPO and PPO began",
     "grpo": "GRPO",
     "ppo": "PPO",
     "random": "random routing with the same shares of precisions",
