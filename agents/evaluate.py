@@ -2,7 +2,8 @@
 
 Policies: each precision alone; the router of ``--router`` at each budget K (threshold of Eq. 7 from a calibration
 panel) and at its default threshold 0.5; routers trained at some λ (``--grpo``, ``--ppo``), which take the likeliest
-precision; and, for each of these, random routing with the same share of each precision.
+precision, and the KL-ST router that they began from (``--start``), which then does so too and is forced nowhere; and,
+for each of these, random routing with the same share of each precision.
 
 How this differs from the paper:
 
@@ -75,7 +76,7 @@ from dmr_gym.oracle_origin import check_origin, oracle_origin
 from dmr_gym.parts import prices_of
 from dmr_gym.records import read_policies
 from dmr_gym.result_tables import result_tables
-from dmr_gym.results import ROUTED, Results, of_tasks, oracle_points, read_oracle, tabulate
+from dmr_gym.results import TRAINED, Results, of_tasks, oracle_points, read_oracle, tabulate
 from dmr_gym.router import PrecisionRouter
 from dmr_gym.runs import file_digest, provenance, write_atomically, write_json
 from dmr_gym.serving.settings import served_device
@@ -86,11 +87,13 @@ from dmr_gym.tree.graph import trees_digest
 from dmr_gym.types import SamplingParams
 
 PICTURE = "accuracy_latency.png"
+START = "KL-ST start"
+"""Name of the policy of ``--start``."""
 
 
 @dataclass(frozen=True)
 class Team:
-    """Routers that count as one policy, one or one a seed: of ``--router``, or trained at a λ."""
+    """Routers that count as one policy, one or one a seed: of ``--router``, of ``--start``, or trained at a λ."""
 
     kind: str
     routers: tuple[PrecisionRouter, ...]
@@ -109,7 +112,15 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="DIR",
         help="router/ folder of a training, to be run at each budget; or one a seed",
     )
-    for name in ROUTED[1:]:
+    add(
+        "--start",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="router/ folder of KL-ST that GRPO and PPO began from, or one a seed: it is played as theirs are",
+    )
+    for name in TRAINED:
         add(
             f"--{name}",
             nargs="+",
@@ -159,11 +170,12 @@ def check_args(args: argparse.Namespace) -> None:
             raise ConfigError(f"--{name} must be at least 1, got {getattr(args, name)}")
     if not all(0 <= lambda_ < float("inf") for lambda_ in args.lambdas):
         raise ConfigError(f"--lambdas must be finite numbers of at least 0, got {args.lambdas}")
-    for name in ROUTED[1:]:
+    for name in TRAINED:
         found = [trained_at(name, values)[0] for values in getattr(args, name)]
         if len(set(found)) < len(found):
             raise ConfigError(f"--{name} names a λ twice: give the folders of its seeds behind one")
-    for folders in [args.router, *(values[1:] for name in ROUTED[1:] for values in getattr(args, name))]:
+    start = [args.start] if args.start else []
+    for folders in [args.router, *start, *(values[1:] for name in TRAINED for values in getattr(args, name))]:
         if len(folders) not in (1, args.seeds):
             raise ConfigError(f"a policy has one router or one for each of {args.seeds} --seeds, got {len(folders)}")
 
@@ -245,7 +257,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 def load_teams(args: argparse.Namespace, config: EnvConfig) -> list[Team]:
     """Load every router, that of ``--router`` first."""
     named: list[tuple[str, float | None, list[Path]]] = [("router", None, args.router)]
-    named += [(kind, *trained_at(kind, values)) for kind in ROUTED[1:] for values in getattr(args, kind)]
+    named += [("start", None, args.start)] if args.start else []
+    named += [(kind, *trained_at(kind, values)) for kind in TRAINED for values in getattr(args, kind)]
     teams = []
     for kind, lambda_, folders in named:
         routers = tuple(PrecisionRouter.load(folder, args.device) for folder in folders)
@@ -330,7 +343,7 @@ def contenders(
     pairs = [(contender, forced) for contender in found]
     for team in trained:
         points = [RoutedPoint(router) for router in team.routers]
-        name = f"{team.kind.upper()} λ={team.lambda_!r}"
+        name = START if team.kind == "start" else f"{team.kind.upper()} λ={team.lambda_!r}"
         pairs.append((routed(name, team.kind, points, seeds, greedy, lambda_=team.lambda_), ()))
     return pairs
 

@@ -1,9 +1,9 @@
 """Steps a second on routing trees beside the environment whose answers are all in the cache, with the same decisions.
 
 The trees of the first tasks of a panel are built first, or read from ``--trees``. Then both environments take the same
-random decisions on the same tasks, every answer in the cache in memory and every row embedded; by processor time, which
-is one core's here. "Views" are trees with ``copy=False``, whose observations are not copied. "Rollout" is
-`dmr_gym.rollout.rollout` with random routing, which keeps trajectories.
+random decisions on the same tasks, every answer in the cache in memory and every row embedded; by processor time, so
+that steps a second are those of one core. "Views" are trees with ``copy=False``, whose observations are not copied.
+"Rollout" is `dmr_gym.rollout.rollout` with random routing, which keeps trajectories.
 
     python bench/bench_tree.py --env DMR-WebShop-v0 --tasks 6
 """

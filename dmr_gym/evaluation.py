@@ -44,7 +44,7 @@ class Contender:
 
     Attributes:
         name: as it stands in tables.
-        kind: "high", "low", "router", "grpo", "ppo" or "random".
+        kind: "high", "low", "router", "start", "grpo", "ppo" or "random".
         policies: one a seed; a single one where every seed would be the same.
         identities: of the policies.
         like: for random routing, the contender whose shares it has.

@@ -21,6 +21,7 @@ STYLES: dict[str, dict[str, Any]] = {
     "high": {"color": "#1f4e9c", "marker": "s", "markersize": 9},
     "low": {"color": "#d9822b", "marker": "s", "markersize": 9},
     "router": {"color": "#2e8b57", "marker": "o", "markersize": 8},
+    "start": {"color": "#1a9ba3", "marker": "D", "markersize": 7},
     "grpo": {"color": "#c0392b", "marker": "^", "markersize": 9},
     "ppo": {"color": "#8e4fa8", "marker": "v", "markersize": 9},
     "random": {"color": "#8a8a8a", "marker": "x", "markersize": 6},
@@ -30,6 +31,7 @@ STYLES: dict[str, dict[str, Any]] = {
 
 _LEGEND = {
     "router": "router",
+    "start": "KL-ST where GRPO and PPO began",
     "grpo": "GRPO",
     "ppo": "PPO",
     "random": "random routing with the same shares of precisions",
@@ -103,6 +105,23 @@ def save(figure: Any, path: Path) -> None:
     """Write a picture and free its memory."""
     figure.savefig(path, dpi=150)
     pyplot().close(figure)
+
+
+def together(names: Sequence[str], places: Sequence[tuple[float, float]]) -> list[tuple[int, str]]:
+    """One name for the points at one place, which could not be told apart: those of all, "A = B".
+
+    Args:
+        names: N.
+        places: N, the points; only those that are exactly equal are one.
+
+    Returns:
+        Index of the first point at each place, and the name.
+    """
+    found: dict[tuple[float, float], tuple[int, str]] = {}
+    for index, (name, place) in enumerate(zip(names, places, strict=True)):
+        first, before = found.get(place, (index, ""))
+        found[place] = first, f"{before} = {name}" if before else name
+    return list(found.values())
 
 
 def place_labels(
@@ -179,24 +198,28 @@ def _point(axes: Any, s: Summary, column: str, style: dict[str, Any]) -> None:
 
 
 def _name_points(axes: Any, policies: Sequence[tuple[str, Summary]], column: str) -> None:
-    """Write each policy's name beside its point, with a thin line to it where the name had to move away."""
+    """Write the names of policies beside their points, with a thin line where a name had to move away."""
     from matplotlib import patheffects
 
     shown = [(kind, s) for kind, s in policies if not np.isnan(getattr(s, column))]
-    pixels = axes.transData.transform([(getattr(s, column), 100 * s.success) for _, s in shown] or np.zeros((0, 2)))
-    is_named = np.array([kind != "random" for kind, _ in shown], dtype=bool)
-    fonts = [{"color": STYLES[kind]["color"], "fontsize": 9, "zorder": 4} for kind, _ in shown if kind != "random"]
-    names = [s.policy.removeprefix("router ") for kind, s in shown if kind != "random"]
-    texts = [axes.text(0, 0, name, va="bottom", **font) for name, font in zip(names, fonts, strict=True)]
+    crosses = [(getattr(s, column), 100 * s.success) for kind, s in shown if kind == "random"]
+    named = [(kind, s) for kind, s in shown if kind != "random"]
+    places = [(getattr(s, column), 100 * s.success) for _, s in named]
+    labels = together([s.policy.removeprefix("router ") for _, s in named], places)
+    to_pixels = axes.transData.transform
+    anchors = to_pixels([places[index] for index, _ in labels] or np.zeros((0, 2)))
+    fonts = [{"color": STYLES[named[index][0]]["color"], "fontsize": 9, "zorder": 4} for index, _ in labels]
+    texts = [axes.text(0, 0, name, va="bottom", **font) for (_, name), font in zip(labels, fonts, strict=True)]
     for text in texts:
         text.set_path_effects([patheffects.withStroke(linewidth=2.5, foreground="white")])
     boxes = [text.get_window_extent() for text in texts]
     sizes = np.array([(box.width, box.height) for box in boxes]).reshape(-1, 2)
     area = axes.get_window_extent()
-    corners = place_labels(pixels[is_named], sizes, (area.x0, area.y0, area.x1, area.y1), pixels[~is_named])
+    obstacles = to_pixels(crosses or np.zeros((0, 2)))
+    corners = place_labels(anchors, sizes, (area.x0, area.y0, area.x1, area.y1), obstacles)
     back = axes.transData.inverted()
-    for text, corner, size, anchor in zip(texts, corners, sizes, pixels[is_named], strict=True):
+    for text, corner, size, anchor in zip(texts, corners, sizes, anchors, strict=True):
         text.set_position(back.transform(corner))
         nearest = anchor.clip(corner, corner + size)
-        if _misleading(corner, size, anchor, pixels[is_named]) or np.hypot(*(nearest - anchor)) > _LEADER_PX:
+        if _misleading(corner, size, anchor, anchors) or np.hypot(*(nearest - anchor)) > _LEADER_PX:
             axes.plot(*back.transform([anchor, nearest]).T, color=text.get_color(), linewidth=0.6, zorder=2)

@@ -28,12 +28,13 @@ class Journal:
         self._began = time.perf_counter()
 
     def start(self, entry: Mapping[str, Any]) -> list[str]:
-        """Write what a run is made of; versions and commit are added.
+        """Write what a run is made of; processor, versions and commit are added.
 
         Returns:
             Warnings, a line each: with which other versions the last run in this folder was made.
         """
         before, now = self._last("start"), provenance()
+        now.pop("process_s", None)  # the end has the wall clock
         self._append({"event": "start", "time": utc_time(), **entry, **now})
         changed = {
             name: (before["versions"].get(name), version)

@@ -71,7 +71,7 @@ class PlayedPolicy:
 
     Attributes:
         name: of the policy.
-        kind: "high", "low", "router", "grpo", "ppo" or "random".
+        kind: "high", "low", "router", "start", "grpo", "ppo" or "random".
         like: for random routing, the policy whose shares it has; else None.
         budget: K of a calibrated threshold, or None.
         lambda_: λ that it was trained with, or None.

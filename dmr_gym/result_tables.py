@@ -9,10 +9,10 @@ import numpy as np
 
 from dmr_gym.latency import PriceSource
 from dmr_gym.metrics import Interval
-from dmr_gym.results import ROUTED, Results
+from dmr_gym.results import ROUTED, TRAINED, Results
 from dmr_gym.tables import Table, number, percent, with_interval
 
-STYLES = {"router": "bold", "grpo": "bold", "ppo": "bold", "random": "dim"}
+STYLES = {"router": "bold", "start": "bold", "grpo": "bold", "ppo": "bold", "random": "dim"}
 """Of the rows on the terminal."""
 
 DIGITS = {"s": 2, "J": 2, "$": 6}
@@ -85,8 +85,10 @@ def difference_table(results: Results, unit: str) -> Table:
     )
     columns = ("policies", "success, points", f"time of all, {unit}", "speedup of all", "return")
     notes = ["Brackets: 95 % intervals over tasks."]
-    if any(policy.kind in ROUTED[1:] for policy in results.policies):
-        notes.append("GRPO and PPO are also set against the KL-ST point that earns most on these very tasks.")
+    if any(policy.kind in TRAINED for policy in results.policies):
+        began = any(policy.kind == "start" for policy in results.policies)
+        start = ", and against the router that they began from" if began else ""
+        notes.append(f"GRPO and PPO are also set against the KL-ST point that earns most on these very tasks{start}.")
     return Table("Paired differences, the same tasks", columns, rows, tuple(notes))
 
 

@@ -37,8 +37,11 @@ from dmr_gym.metrics.bootstrap import UNKNOWN
 from dmr_gym.oracle_origin import MADE_FOR
 from dmr_gym.records import PlayedPolicy
 
-ROUTED = ("router", "grpo", "ppo")
-"""Kinds of policies that a router decides for."""
+TRAINED = ("grpo", "ppo")
+"""Kinds of policies whose router was trained on a return, at some λ."""
+
+ROUTED = ("router", "start", *TRAINED)
+"""Kinds of policies that a router decides for: KL-ST's at thresholds, at its likeliest action as `TRAINED` began."""
 
 TIMES = {"solved": "time_success_s", "all": "time_all_s"}
 """Which episodes a mean time is over: the paper's, and all of them."""
@@ -107,7 +110,7 @@ class Results(NamedTuple):
         policies: kind, budget, λ of training, and name of the matched policy, in the order of the rows.
         summaries: a row each.
         differences: each routed policy against random routing with its shares, and against always-high; one trained on
-            a return against the best of KL-ST's points too.
+            a return against the best of KL-ST's points and against the router that it began from too.
         data: all of it and the rest as plain data, for ``results.json``.
     """
 
@@ -264,12 +267,13 @@ def _differences(
     resamples: int,
 ) -> list[Difference]:
     returns = [(s.mean_return, p) for p, s in zip(policies, summaries, strict=True) if p.kind == ROUTED[0]]
-    best = [max(returns, key=lambda pair: pair[0])[1]] if returns else []
+    before = [max(returns, key=lambda pair: pair[0])[1]] if returns else []
+    before += [policy for policy in policies if policy.kind == "start"]
     differences = []
     for policy in policies:
         if policy.kind in ROUTED:
             matched = [other for other in policies if other.like == policy.name]
-            for other in [*matched, high, *(best if policy.kind != ROUTED[0] else [])]:
+            for other in [*matched, high, *(before if policy.kind in TRAINED else [])]:
                 pair = (policy.name, policy.episodes, other.name, other.episodes)
                 differences.append(paired_difference(*pair, lambda_, resamples))
     return differences

@@ -30,6 +30,8 @@ PACKAGES = (
 )
 """Distributions whose versions can change results, where they are installed."""
 
+_BEGAN = time.perf_counter()  # imported by every recipe before it does anything
+
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, then rename it: readers never see half a file.
@@ -87,8 +89,9 @@ def file_digest(path: Path) -> str:
 class RunRecord:
     """``run.json`` of a run that can be resumed: there from the beginning, whose versions and commit it keeps.
 
-    Each resumption that saves anything has an entry of its own under "resumptions": time, versions and commit. A
-    resumption that finds nothing to do leaves no trace.
+    Each resumption that saves anything has an entry of its own under "resumptions": time, processor, versions and
+    commit. A resumption that finds nothing to do leaves no trace. "process_s" comes with the end: of a run that was
+    resumed it is its last part alone.
 
     Args:
         folder: of the run, claimed already.
@@ -98,10 +101,11 @@ class RunRecord:
     def __init__(self, folder: Path, data: Mapping[str, Any]) -> None:
         self.path = folder / "run.json"
         made = provenance()
+        del made["process_s"]
         self._resumption: dict[str, Any] | None = None
         if self.path.is_file():
             self._record = json.loads(self.path.read_text(encoding="utf-8"))
-            kept = {name: self._record.get(name) for name in made}
+            kept = {name: self._record[name] for name in made if name in self._record}
             self._going_on = {**data, **kept, "resumptions": self._record.get("resumptions", [])}
             self._resumption = {"time": utc_time(), **made}
         else:
@@ -119,8 +123,9 @@ class RunRecord:
             write_json(self.path, self._record)
 
     def end(self, found: Mapping[str, Any]) -> None:
-        """Add what the run has found."""
-        write_json(self.path, {**self._record, **found})
+        """Add what the run has found, and how long this process has taken unless it found nothing to do."""
+        taken = {"process_s": process_s()} if self._resumption is None else {}
+        write_json(self.path, {**self._record, **found, **taken})
 
 
 def utc_time() -> str:
@@ -128,13 +133,42 @@ def utc_time() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
+def process_s() -> float:
+    """Wall clock in seconds since this process began, counted from the first import of this module."""
+    return time.perf_counter() - _BEGAN
+
+
 def provenance() -> dict[str, Any]:
-    """Return what a result depends on beside its settings: Python, installed versions, and the git commit if any."""
+    """Return what a result depends on beside its settings, and how long it took.
+
+    Returns:
+        "python", "machine" (its architecture), "processor" (model, and how many CPUs this process may use),
+        "process_s" (wall clock in seconds since this process began: of a run that was resumed its last part alone, of
+        one of several runs in a process those before it too), installed "versions", and the "git" commit if any.
+    """
     versions: dict[str, str] = {}
     for package in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
-    return {"python": platform.python_version(), "machine": platform.machine(), "versions": versions, "git": _commit()}
+    return {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "processor": _processor(),
+        "process_s": process_s(),
+        "versions": versions,
+        "git": _commit(),
+    }
+
+
+def _processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """Model of the processor, and how many CPUs this process may use; what nobody tells is left out."""
+    model = platform.processor()
+    if cpuinfo.is_file():
+        lines = [line.partition(":") for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()]
+        model = next((value.strip() for name, _, value in lines if name.strip() == "model name"), model)
+    # Not everywhere: macOS has no affinity.
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return ", ".join(part for part in (model, f"{cpus} CPUs" if cpus else "") if part)
 
 
 def _commit() -> str | None:

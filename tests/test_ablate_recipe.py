@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 
 import dmr_gym.evaluation
@@ -108,6 +109,33 @@ def test_action_steps_are_compared_with_all_steps(recipe: ModuleType, data: Path
     assert "| 0.2 |" in tables(out)
     assert "+0.00 [+0.00, +0.00]" in tables(out)
     check_recorded(out, tmp_path)
+
+
+@pytest.mark.slow
+def test_thoughts_are_labelled_and_calibrated_on_with_all_steps_alone(recipe: ModuleType, tmp_path: Path) -> None:
+    """In a world that thinks, AO and AS have other labels and pools of scores, and so other routers and thresholds."""
+    backend = 'backend={kind = "scripted", policy = "hash", choices = ["go left", "go right", "think: which way?"]}'
+    world = ["--set", backend, "--set", "max_steps=8"]
+    load_recipe("collect_kl").main(["--out", str(tmp_path / "kl"), *TOY, *world])
+    dataset = KLDataset.load(tmp_path / "kl" / "kl.safetensors")
+    held_out = np.random.default_rng(0).permutation(32)[:6]  # a fifth of the tasks, by --seed 0
+    trains = ~np.isin(np.repeat(np.arange(32), dataset.lengths), held_out)
+    acts = np.array([kind == "action" for kind in dataset.step_types])
+    command = ["tokens", "--data", str(tmp_path / "kl"), "--out", str(tmp_path / "out"), "--seeds", "1", *SMALL]
+    recipe.main([*command, *world, "--n-layers", "1", "--threshold", "0.25", *LEARN])
+    found = {}
+    for name, counted in (("AO", trains & acts), ("AS", trains)):
+        record = json.loads((tmp_path / "out" / name / "seed-0" / "run.json").read_text())
+        high = int((dataset.kls("action" if name == "AO" else "all")[counted] > 0.25).sum())
+        assert record["label_counts"] == [int(counted.sum()) - high, high]
+        assert high > 0
+        result = json.loads((tmp_path / "out" / name / "evaluation" / "results.json").read_text())
+        [calibration] = result["calibrations"]
+        values = [threshold["value"] for threshold in calibration["thresholds"]]
+        found[name] = [record["router_digest"], calibration["scores"]["steps"], values]
+    assert found["AO"][1] < found["AS"][1]
+    assert all(ours != theirs for ours, theirs in zip(found["AO"], found["AS"], strict=True))
+    check_recorded(tmp_path / "out", tmp_path)
 
 
 def test_step_types_are_compared_in_data_that_is_there(recipe: ModuleType, data: Path, tmp_path: Path) -> None:

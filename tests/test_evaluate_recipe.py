@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 import dmr_gym.evaluation
+from dmr_gym.calibration import Threshold
 from dmr_gym.errors import ConfigError
+from dmr_gym.router import PrecisionRouter, RouterConfig
 from dmr_gym.tasks.toy import best_actions
 from tests.explained import check_recorded
 from tests.recipes import TINY, TOY, Runs, kill_often, load_recipe, no_picture, one_thread, write_critical
@@ -20,7 +22,7 @@ from tests.toy_env import play, toy_env
 __all__ = ["one_thread"]  # a fixture for all tests here
 
 SMALL = ["--tasks", "12", "--calibration-tasks", "8", "--resamples", "200", "--seeds", "2", *TOY]
-FILES = ("episodes.jsonl", "results.json", "tables.md")
+FILES = ("episodes.jsonl", "tables.md")
 
 
 @pytest.fixture(scope="module")
@@ -144,9 +146,12 @@ def test_the_same_command_plays_nothing_and_writes_the_same(
     """Neither the panel nor the calibration panel is played again; only the journal grows."""
     monkeypatch.setattr(dmr_gym.evaluation, "rollout", None)
     monkeypatch.setattr("dmr_gym.deployment.rollout", None)
-    before = [(evaluated / name).read_bytes() for name in FILES]
+    before, results = [(evaluated / name).read_bytes() for name in FILES], read(evaluated)[0]
     recipe.main(["--router", routers[0], "--out", str(evaluated), *SMALL])
     assert [(evaluated / name).read_bytes() for name in FILES] == before
+    again = read(evaluated)[0]
+    assert results.pop("process_s") < again.pop("process_s")
+    assert again == results
     *_, last = map(json.loads, (evaluated / "journal.jsonl").read_text().splitlines())
     assert last["episodes_played"] == 0
 
@@ -209,9 +214,8 @@ def test_an_evaluation_killed_again_and_again_has_the_same_results(
             for name in ("episodes.jsonl", "tables.md"):
                 assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
             one, other = (read(tmp_path / name)[0] for name in ("killed", "whole"))
-            assert {k: v for k, v in one.items() if k not in ("settings", "env")} == {
-                k: v for k, v in other.items() if k not in ("settings", "env")
-            }
+            own = ("settings", "env", "process_s")
+            assert {k: v for k, v in one.items() if k not in own} == {k: v for k, v in other.items() if k not in own}
 
         argv = [*options, "--out", str(tmp_path / "killed")]
         kill_often(runs, argv, tmp_path / "killed", "batches/[!.]*", kills=12, check=check, end="tables.md")
@@ -255,6 +259,46 @@ def test_trained_routers_join_the_selection(recipe: ModuleType, routers: list[st
     assert all(s["precision"] == (s["p_high"] >= 0.5) for steps in greedy for s in steps)
 
 
+def test_where_training_began_is_played_as_what_was_trained(
+    recipe: ModuleType, routers: list[str], evaluated: Path, tmp_path: Path
+) -> None:
+    """At its likeliest precision: the episodes of GRPO with the same router; forced and selected it is not."""
+    options = ["--start", *routers, "--grpo", "0.1", *routers, "--ppo", "0.1", routers[0], "--budgets", "0.4"]
+    recipe.main(["--router", routers[0], "--out", str(tmp_path), *SMALL, *options])
+    record, lines = read(tmp_path)
+    names = [row["policy"] for row in record["results"]]
+    assert names[6:10] == ["KL-ST start", "random KL-ST start", "GRPO λ=0.1", "random GRPO λ=0.1"]
+    steps = {name: [line["steps"] for line in lines if line["policy"] == name] for name in names}
+    assert steps["KL-ST start"] == steps["GRPO λ=0.1"]
+    assert len(steps["KL-ST start"]) == 24
+    assert record["selection"]["all"]["names"] == [*names[:3], "GRPO λ=0.1", "PPO λ=0.1"]
+    assert [team["kind"] for team in record["routers"]] == ["router", "start", "grpo", "ppo"]
+    minus = [(d["minus"], d["success"]) for d in record["differences"] if d["policy"] == "GRPO λ=0.1"]
+    assert [name for name, _ in minus][:2] == ["random GRPO λ=0.1", "always high"]
+    assert minus[3] == ("KL-ST start", 0.0)
+    assert [d["minus"] for d in record["differences"] if d["policy"] == "KL-ST start"] == [
+        "random KL-ST start",
+        "always high",
+    ]
+    assert "and against the router that they began from" in (tmp_path / "tables.md").read_text()
+
+
+def test_nothing_is_forced_where_training_began(recipe: ModuleType) -> None:
+    """Of the same router, trained on clicks alone, K = 0.4 and 0.5 send searches to the highest precision."""
+    router = PrecisionRouter(RouterConfig(embedding_dim=4, n_layers=1, d_model=8, n_heads=1, d_ff=8))
+    teams = [recipe.Team(kind, (router,), λ) for kind, λ in (("router", None), ("start", None), ("grpo", 0.1))]
+    threshold = Threshold(0.4, 0.7, 0.4, 10)
+    calibration = recipe.Calibration("click", ("search",), {}, (threshold,), (), {})
+    found = recipe.contenders(teams, [calibration], 2, True)
+    assert [(c.name, c.kind, forced) for c, forced in found] == [
+        ("router K=0.40", "router", ("search",)),
+        ("router p≥0.5", "router", ("search",)),
+        ("KL-ST start", "start", ()),
+        ("GRPO λ=0.1", "grpo", ()),
+    ]
+    assert [c.identities[0]["forced"] for c, _ in found] == [["search"], ["search"], [], []]
+
+
 def test_the_gap_to_an_oracle_is_what_its_returns_say(recipe: ModuleType, routers: list[str], tmp_path: Path) -> None:
     """The oracle goes up at fallen signs alone: a good router is near, a policy that solves nothing far away."""
     env, best = toy_env(task_kwargs={"panel": "test"}), {}
@@ -289,6 +333,7 @@ def test_the_gap_to_an_oracle_is_what_its_returns_say(recipe: ModuleType, router
         (["--lambdas", "-1"], "--lambdas must be finite numbers of at least 0"),
         (["--grpo", "runs/x"], "--grpo takes λ and a folder or more, such as --grpo 0.1 DIR, got runs/x"),
         (["--grpo", "0.1", "a", "--grpo", "0.10", "b"], "--grpo names a λ twice"),
+        (["--start", "a", "b"], "one router or one for each of 3 --seeds, got 2"),
         (["--grpo", "0.1", "a", "b"], "one router or one for each of 3 --seeds, got 2"),
         (["--alternatives", "--no-texts"], "--alternatives are texts"),
         (["--alternatives", "0"], "--alternatives takes a number of tasks of at least 1, or all, got '0'"),

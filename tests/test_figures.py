@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dmr_gym.errors import MissingDependency
-from dmr_gym.figures import draw_accuracy_latency, place_labels, pyplot
+from dmr_gym.figures import draw_accuracy_latency, place_labels, pyplot, together
 from dmr_gym.metrics import EpisodeResult, OperatingPoint, Summary, summarize
 from tests.recipes import load_recipe
 
@@ -71,6 +71,13 @@ def test_without_room_labels_are_still_placed() -> None:
     assert np.isfinite(corners).all()
 
 
+def test_points_at_one_place_have_one_name() -> None:
+    """In the order of the first of each place; what differs by whatever little keeps its own."""
+    places = [(1.0, 2.0), (1.0, 3.0), (1.0, 2.0), (1.0, 2.0 + 1e-9), (1.0, 2.0), (1.0, 3.0)]
+    assert together(["a", "b", "c", "d", "e", "f"], places) == [(0, "a = c = e"), (1, "b = f"), (3, "d")]
+    assert together([], []) == []
+
+
 def policy(name: str, share: float, time_s: float) -> Summary:
     """A policy that solves a share of 20 tasks in some time each."""
     episodes = [EpisodeResult(f"t{i}", i < 20 * share, time_s + i / 100, (3, 2), 50) for i in range(20)]
@@ -78,7 +85,7 @@ def policy(name: str, share: float, time_s: float) -> Summary:
 
 
 def test_the_picture_names_every_policy_but_random_routing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both panels, also where a policy solves nothing; the legend tells what random routing shares with the router."""
+    """Both panels, once a place; without one that solves nothing; the legend tells what random routing shares."""
     from matplotlib.figure import Figure
 
     texts: list[str] = []
@@ -91,15 +98,16 @@ def test_the_picture_names_every_policy_but_random_routing(tmp_path: Path, monke
     original = Figure.savefig
     monkeypatch.setattr(Figure, "savefig", save)
     policies = [("high", policy("always high", 0.9, 5.0)), ("low", policy("always low", 0.0, 9.0))]
-    policies += [("router", policy(f"router K={k}", 0.9, 5.0)) for k in (0.2, 0.4)]
+    policies += [("router", policy(f"router K={k}", 0.9, 5.5)) for k in (0.2, 0.4)]
+    policies += [("ppo", policy("PPO λ=0.1", 0.9, 5.5001))]
     policies += [("random", policy("random K=0.2", 0.5, 6.0))]
     best = [OperatingPoint("oracle λ=0.1", "oracle", 0.95, 4.0)]
     draw_accuracy_latency(policies, "prices of your own", tmp_path / "picture.png", best)
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
     assert texts == [
-        *("always high", "K=0.2", "K=0.4"),
-        *("always high", "always low", "K=0.2", "K=0.4"),
-        *("router", "random routing with the same shares of precisions", "best routing of each task"),
+        *("always high", "K=0.2 = K=0.4", "PPO λ=0.1"),
+        *("always high", "always low", "K=0.2 = K=0.4", "PPO λ=0.1"),
+        *("router", "PPO", "random routing with the same shares of precisions", "best routing of each task"),
     ]
 
 

@@ -21,7 +21,8 @@ def test_a_run_has_a_line_at_its_start_and_one_at_its_end(tmp_path: Path) -> Non
     run.end({"episodes_played": 3})
     start, end = map(json.loads, entries(tmp_path / "new"))
     assert start["settings"] == {"x": None}
-    assert {"event", "time", "versions", "git", "python"} <= set(start)
+    assert {"event", "time", "versions", "git", "python", "processor"} <= set(start)
+    assert "process_s" not in start
     assert (end["event"], end["episodes_played"]) == ("end", 3)
     assert end["wall_s"] >= 0
 

@@ -17,9 +17,11 @@ import pytest
 
 from dmr_gym.command_line import settings_of
 from dmr_gym.errors import ConfigError
+from dmr_gym.figures import STYLES
 from dmr_gym.kl_dataset import KLDataset
 from dmr_gym.latency import make_latency_model
 from dmr_gym.oracle_origin import MADE_FOR
+from dmr_gym.report import page
 from dmr_gym.report.page import SCRIPTS, embed, render
 from dmr_gym.report.runs import find_runs
 from dmr_gym.report.steps import LONGEST_TEXT, Viewer, choose_tasks
@@ -541,3 +543,13 @@ def test_two_worlds_stand_side_by_side(tmp_path: Path, toy: Path) -> None:
     write_evaluation(tmp_path / "e", two_ways())
     worlds = read_worlds(find_runs([tmp_path, toy]), 10**6)
     assert [world.precisions for world in worlds] == [("w2", "bf16"), ("low", "high")]
+
+
+def test_every_kind_of_policy_has_a_mark_a_colour_and_a_name() -> None:
+    """Those that the picture of an evaluation knows."""
+    folder = Path(page.__file__).parent
+    marks, names, colours = ((folder / name).read_text() for name in ("charts.js", "figures.js", "page.css"))
+    for kind in STYLES:
+        assert re.search(rf"const MARKS = .*\b{kind}: \"", marks)
+        assert re.search(rf"\b{kind}: \"", names[: names.index("};")])
+        assert f"--{kind}: light-dark(" in colours

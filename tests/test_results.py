@@ -125,6 +125,20 @@ def test_differences_pair_each_router_with_its_random_twin(results: Results) -> 
     ]
 
 
+def test_where_training_began_is_compared_and_not_selected() -> None:
+    """GRPO, which solves 4 in 3 s, beside its start, 3 in 2 s; the start itself beside always-high alone."""
+    start = policy("KL-ST start", "start", 3, 2.0, 5)
+    results = tabulate([*POLICIES[:5], start, POLICIES[5]], 0.1, 100)
+    assert results.data["selection"] == tabulate(POLICIES, 0.1, 100).data["selection"]
+    pairs = {(d.policy, d.minus): d.success for d in results.differences}
+    assert pairs["KL-ST start", "always bf16"] == -0.25
+    assert pairs["GRPO λ=0.1", "KL-ST start"] == 0.25
+    assert [minus for name, minus in pairs if name == "KL-ST start"] == ["always bf16"]
+    # From 0.25 to 1 it recovers 2/3 at share 0.5, and enters the curve of no other.
+    assert results.data["gap_recovered"]["start"]["apgr"] == pytest.approx(0.5 * 1 / 3 + 0.5 * 5 / 6)
+    assert results.data["gap_recovered"]["router"] == tabulate(POLICIES, 0.1, 100).data["gap_recovered"]["router"]
+
+
 def test_without_the_highest_precision_nothing_can_be_compared() -> None:
     """It is the reference of every speedup."""
     with pytest.raises(ConfigError, match="needs the highest precision alone as its reference"):

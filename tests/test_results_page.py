@@ -11,6 +11,7 @@ import pytest
 
 from dmr_gym.errors import ConfigError
 from tests.explained import BLOCK, FREE_TEXT, unexplained
+from tests.rebuilt import rebuilt, rows_of
 from tests.recipes import load_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -33,6 +34,35 @@ def test_every_number_of_a_block_is_one_of_its_file(name: str, text: str) -> Non
 def test_a_block_shows_the_tables_and_pictures_of_its_folder(name: str, text: str) -> None:
     """Letter by letter, so a number cannot take the place of another that the file has too."""
     assert text == load_recipe("record_results").body(ROOT / "results" / name)
+
+
+FOLDERS = sorted(path.name for path in (ROOT / "results").iterdir())
+NOT_REBUILT: dict[str, str] = {}
+"""Folders whose tables cannot be made from their results.json, with the reason."""
+
+
+@pytest.mark.parametrize("name", [name for name in FOLDERS if name not in NOT_REBUILT])
+def test_tables_are_those_that_the_numbers_make(name: str) -> None:
+    """Titles, columns and rows letter by letter, each number in its place; notes are words around numbers, and grow."""
+    folder = ROOT / "results" / name
+    data = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    files = [folder / table for table in load_recipe("record_results").TABLES]
+    text = "\n".join(path.read_text(encoding="utf-8") for path in files if path.is_file())
+    assert rows_of(text) == rows_of("\n".join(table.markdown() for table in rebuilt(name, data, text)))
+    if text.startswith("# "):
+        assert text.splitlines()[0] == f"# {data['env_id']}, panel {data['settings']['panel']}"
+
+
+def test_a_number_in_the_place_of_another_is_noticed() -> None:
+    """Of a row that has both, so that each is still one of the file's own."""
+    folder = ROOT / "results" / "webshop-depth"
+    data = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    text = (folder / "tables.md").read_text(encoding="utf-8")
+    row = data["variants"][0]["budgets"][0]
+    row["time_success_s"], row["time_all_s"] = row["time_all_s"], row["time_success_s"]
+    assert unexplained(text, data) == []
+    [(_, shown)], [(_, made)] = rows_of(text), rows_of(rebuilt("webshop-depth", data, text)[0].markdown())
+    assert [one != other for one, other in zip(shown, made, strict=True)] == [n == 2 for n in range(len(shown))]
 
 
 def test_prose_outside_of_blocks_has_no_measured_numbers() -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import stat
 
 import pytest
 
+from dmr_gym import runs
 from dmr_gym.runs import PACKAGES, RunRecord, file_digest, provenance, write_atomically, write_json
 
 
@@ -58,6 +60,23 @@ def test_provenance_names_versions_and_is_json():
     assert None not in record["versions"].values()
 
 
+def test_provenance_names_the_processor_and_the_time_taken(tmp_path, monkeypatch):
+    """The model that Linux tells with the CPUs that this process may use; elsewhere what Python knows."""
+    monkeypatch.setattr(platform, "processor", lambda: "arm")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 5, 7}, raising=False)
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text("processor\t: 0\nmodel name\t: Xeon: 2 GHz\n\nprocessor\t: 1\nmodel name\t: other\n")
+    assert runs._processor(cpuinfo) == "Xeon: 2 GHz, 3 CPUs"
+    cpuinfo.write_text("processor\t: 0\nBogoMIPS\t: 50\n")
+    assert runs._processor(cpuinfo) == "arm, 3 CPUs"
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    assert runs._processor(tmp_path / "none") == "arm, 8 CPUs"
+    first, second = provenance(), provenance()
+    assert first["processor"] == runs._processor()
+    assert 0 < first["process_s"] < second["process_s"] <= runs.process_s()
+
+
 def test_a_record_keeps_the_commit_of_its_beginning(tmp_path, monkeypatch):
     """Resumptions that save something are added once each; others leave the file as it is, results included."""
 
@@ -82,7 +101,29 @@ def test_a_record_keeps_the_commit_of_its_beginning(tmp_path, monkeypatch):
     assert (record()["git"], record()["epochs"], record()["best"]) == ("first", 2, 0.75)
     [entry] = record()["resumptions"]
     assert entry["git"] == "second"
-    assert set(entry) == {"time", "python", "machine", "versions", "git"}
+    assert set(entry) == {"time", "python", "machine", "processor", "versions", "git"}
+
+
+def test_a_record_tells_the_time_of_its_last_part(tmp_path, monkeypatch):
+    """Of the process that worked last, unchanged where nothing was to be done; files from before there was one load."""
+
+    def record():
+        return json.loads((tmp_path / "run.json").read_text())
+
+    old = {"epochs": 1, "python": "3.11.7", "machine": "x86_64", "versions": {}, "git": "old", "resumptions": []}
+    write_json(tmp_path / "run.json", {**old, "best": 0.5})
+    RunRecord(tmp_path, {"epochs": 1}).end({"best": 0.5})
+    assert record() == {**old, "best": 0.5}
+    for seconds, works in ((7.0, True), (9.0, False)):
+        monkeypatch.setattr(runs, "process_s", lambda seconds=seconds: seconds)
+        run = RunRecord(tmp_path, {"epochs": 1})
+        if works:
+            run.work()
+            assert "process_s" not in record()
+        run.end({"best": 0.5})
+        assert record()["process_s"] == 7.0
+    assert "processor" not in record()
+    assert "processor" in record()["resumptions"][0]
 
 
 def test_files_get_the_mode_of_the_umask(tmp_path):

@@ -53,6 +53,7 @@ def describe(
         folder: of the copy.
     """
     origin = provenance()
+    del origin["process_s"]  # "seconds" says what the quantization took
     origin["versions"] |= {name: importlib.metadata.version(name) for name in ("llmcompressor", "compressed-tensors")}
     files = sorted(path for path in folder.iterdir() if path.is_file() and path.name not in (REPORT, CARD_FILE))
     return {

@@ -1,11 +1,12 @@
 /* Charts as inline SVG, drawn anew whenever the room for them changes, so that letters keep their size. */
-const MARKS = { high: "square", low: "square", router: "circle", grpo: "up", ppo: "down", random: "cross", oracle: "star" };
+const MARKS = { high: "square", low: "square", router: "circle", start: "diamond", grpo: "up", ppo: "down", random: "cross", oracle: "star" };
 
 function shape(kind, x, y, r) {
   const color = `var(--${kind})`, solid = { fill: color, stroke: "var(--card)", "stroke-width": 1 };
   const points = (list) => list.map(([a, b]) => `${(x + a * r).toFixed(1)},${(y + b * r).toFixed(1)}`).join(" ");
   switch (MARKS[kind]) {
     case "square": return g("rect", { x: x - r * .9, y: y - r * .9, width: r * 1.8, height: r * 1.8, ...solid });
+    case "diamond": return g("polygon", { points: points([[0, -1.2], [1.2, 0], [0, 1.2], [-1.2, 0]]), ...solid });
     case "up": return g("polygon", { points: points([[0, -1.2], [1.1, .8], [-1.1, .8]]), ...solid });
     case "down": return g("polygon", { points: points([[0, 1.2], [1.1, -.8], [-1.1, -.8]]), ...solid });
     case "cross": return g("path", { d: `M${x - r * .75},${y - r * .75}l${r * 1.5},${r * 1.5}m0,${-r * 1.5}l${-r * 1.5},${r * 1.5}`, stroke: color, "stroke-width": 2, fill: "none" });

@@ -1,6 +1,6 @@
 const KINDS = {
-  high: "highest precision alone", low: "lower precision alone", router: "router", grpo: "GRPO", ppo: "PPO",
-  random: "random routing with the same shares", oracle: "best routing of each task",
+  high: "highest precision alone", low: "lower precision alone", router: "router", start: "KL-ST where GRPO and PPO began",
+  grpo: "GRPO", ppo: "PPO", random: "random routing with the same shares", oracle: "best routing of each task",
 };
 const shade = (p, n) => (p === n - 1 ? "var(--top)" : `var(--p${p % 4})`);
 const nicely = (low, high, share = 0.06) => {

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from dmr_gym.calibration import KL_FLOOR
-from dmr_gym.figures import STYLES, place_labels, pyplot, save, tidy
+from dmr_gym.figures import STYLES, place_labels, pyplot, save, tidy, together
 from dmr_gym.tree.decisions import LabelQuality
 from dmr_gym.tree.frontier import Frontier
 
@@ -116,15 +116,11 @@ def _labels(axes: Any, curve: LabelCurve) -> None:
 
 
 def _together(policies: Sequence[Point]) -> list[Point]:
-    """The same points, those at one place as one with the names of all."""
-    places: dict[tuple[float, float], Point] = {}
-    for point in policies:
-        place = point.success, point.time_s
-        if place in places and "random" not in (point.kind, places[place].kind):
-            places[place] = replace(places[place], name=f"{places[place].name} = {point.name}")
-        else:
-            places.setdefault(place, point)
-    return list(places.values())
+    """The same points, those at one place as one with the names of all; crosses come first and have none."""
+    named = [point for point in policies if point.kind != "random"]
+    labels = together([point.name for point in named], [(point.success, point.time_s) for point in named])
+    crosses = [point for point in policies if point.kind == "random"]
+    return [*crosses, *(replace(named[index], name=name) for index, name in labels)]
 
 
 def _name(axes: Any, policies: Sequence[Point]) -> None:
