@@ -222,7 +222,8 @@ class RouterTrunk(BaseFeaturesExtractor):
         # Histories of like length together: rows stand oldest first, and what lies behind the longest is padding.
         order = lengths.argsort(stable=True)
         last = []
-        for places in order.split(TOGETHER):
+        for first in range(0, len(order), TOGETHER):
+            places = order[first : first + TOGETHER]
             shown = valid[places, : int(lengths[places[-1]])]
             hidden = self.router.hidden(observations[places, : shown.shape[1]], shown)
             last.append(hidden[torch.arange(len(hidden), device=hidden.device), last_valid_index(shown)])
