@@ -110,7 +110,8 @@ class Results(NamedTuple):
         policies: kind, budget, λ of training, and name of the matched policy, in the order of the rows.
         summaries: a row each.
         differences: each routed policy against random routing with its shares, and against always-high; one trained on
-            a return against the best of KL-ST's points and against the router that it began from too.
+            a return against the best of KL-ST's points, the router that it began from, and a lower precision that
+            alone earns more than the highest too.
         data: all of it and the rest as plain data, for ``results.json``.
     """
 
@@ -269,6 +270,9 @@ def _differences(
     returns = [(s.mean_return, p) for p, s in zip(policies, summaries, strict=True) if p.kind == ROUTED[0]]
     before = [max(returns, key=lambda pair: pair[0])[1]] if returns else []
     before += [policy for policy in policies if policy.kind == "start"]
+    alone = [(s.mean_return, p) for p, s in zip(policies, summaries, strict=True) if p.kind in ("high", "low")]
+    best_alone = max(alone, key=lambda pair: pair[0])[1]
+    before += [best_alone] if best_alone is not high else []
     differences = []
     for policy in policies:
         if policy.kind in ROUTED:

@@ -125,6 +125,14 @@ def test_differences_pair_each_router_with_its_random_twin(results: Results) -> 
     ]
 
 
+def test_a_lower_precision_that_earns_more_alone_is_compared() -> None:
+    """At λ = 1 always-high earns 1 - 4, and always-low, here with all four solved in 2 s each, 1 - 2."""
+    low = policy("always w2", "low", 4, 2.0, 0)
+    differences = tabulate([POLICIES[0], low, *POLICIES[2:]], 1.0, 100).differences
+    found = {d.minus: d.mean_return for d in differences if d.policy == "GRPO λ=0.1"}
+    assert found["always w2"] == pytest.approx((1 - 3) - (1 - 2))
+
+
 def test_where_training_began_is_compared_and_not_selected() -> None:
     """GRPO, which solves 4 in 3 s, beside its start, 3 in 2 s; the start itself beside always-high alone."""
     start = policy("KL-ST start", "start", 3, 2.0, 5)
