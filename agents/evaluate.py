@@ -30,6 +30,7 @@ ends: started again after it was stopped or killed, or with more policies or tas
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -247,7 +248,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     lambdas = [*args.lambdas, *(team.lambda_ for team in teams if team.lambda_ is not None)]
     policies = read_policies(episodes, len(config.precisions))
     results = tabulate(policies, config.lambda_, args.resamples, lambdas, oracle)
-    write_json(args.out / "results.json", {**entry, **results.data, **provenance()})
+    path = args.out / "results.json"
+    cost = provenance()
+    if arena.new_episodes == 0 and path.is_file():  # what it took is that of the run that played them
+        before = json.loads(path.read_text(encoding="utf-8"))
+        cost |= {name: before[name] for name in ("processor", "process_s") if name in before}
+    write_json(path, {**entry, **results.data, **cost})
     show(results, args, entry, oracle)
     names = (episodes.name, "results.json", *([ALTERNATIVES_FILE] if args.alternatives else []))
     made = {name: file_digest(args.out / name) for name in names}

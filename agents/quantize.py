@@ -80,10 +80,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--held-out", type=int, default=64, help="transcripts for the perplexity (64)")
     add("--world", choices=sorted(TRANSCRIPTS), help=WORLD_HELP)
     add("--config", metavar="FILE", help="configuration whose table [quantize] holds options of this recipe")
-    args = parser.parse_args(argv)
-    if args.config is not None:
-        load_config(EnvConfig, args.config)  # a misspelt [quantize] would leave the defaults in place
-    return args
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config")
+    if (config := first.parse_known_args(argv)[0].config) is not None:
+        load_config(EnvConfig, config)  # a misspelt [quantize] would else show as missing options
+    return parser.parse_args(argv)
 
 
 def parse(argv: Sequence[str] | None) -> Settings:

@@ -278,7 +278,7 @@ def part_digests(config: EnvConfig, panels: Sequence[str]) -> dict[str, Any]:
 
 
 def _tasks_digest(config: EnvConfig, panel: str) -> str:
-    """SHA-256 of a panel's task ids and of how eight of its episodes begin: that of other data is another one."""
+    """SHA-256 of a panel's task ids and of how eight of its episodes begin, which tells most other data."""
     task = make_task(config.task, **{**config.task_kwargs, "panel": panel})
     ids = list(task.task_ids)
     some = ids[:: max(1, len(ids) // 8)][:8]

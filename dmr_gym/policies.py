@@ -238,7 +238,10 @@ class RouterPolicy:
         return self.act_in(range(len(observations)), observations, infos)
 
     def act_in(self, slots: Sequence[int], observations: FloatArray, infos: Mapping[str, Any]) -> Decisions:
-        """Decide; see `SlotPolicy.act_in`. It costs as much as deciding for all B: so bits depend on no company."""
+        """Decide; see `SlotPolicy.act_in`.
+
+        It costs as much as deciding for all B, so that no bit depends on the company, as long as the window holds.
+        """
         probabilities = self._probabilities(slots, observations)  # (n, P)
         if self.mode == "sample":
             edges = probabilities.cumsum(axis=1)

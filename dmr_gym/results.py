@@ -267,7 +267,7 @@ def _differences(
     lambda_: float,
     resamples: int,
 ) -> list[Difference]:
-    returns = [(s.mean_return, p) for p, s in zip(policies, summaries, strict=True) if p.kind == ROUTED[0]]
+    returns = [(s.mean_return, p) for p, s in zip(policies, summaries, strict=True) if p.kind == "router"]
     before = [max(returns, key=lambda pair: pair[0])[1]] if returns else []
     before += [policy for policy in policies if policy.kind == "start"]
     alone = [(s.mean_return, p) for p, s in zip(policies, summaries, strict=True) if p.kind in ("high", "low")]

@@ -198,7 +198,7 @@ class RoutingVecEnv(VecEnv):
 
 
 TOGETHER = 16
-"""Histories that go through a router at once in learning: fewer need less padding, more compute faster."""
+"""Histories that go through a router at once on a CPU: fewer need less padding, more compute faster."""
 
 
 class RouterTrunk(BaseFeaturesExtractor):
@@ -221,10 +221,11 @@ class RouterTrunk(BaseFeaturesExtractor):
         lengths = valid.sum(1)
         # Histories of like length together: rows stand oldest first, and what lies behind the longest is padding.
         order = lengths.argsort(stable=True)
+        together, longest = TOGETHER if order.device.type == "cpu" else len(order), lengths[order].tolist()
         last = []
-        for first in range(0, len(order), TOGETHER):
-            places = order[first : first + TOGETHER]
-            shown = valid[places, : int(lengths[places[-1]])]
+        for first in range(0, len(order), together):
+            places = order[first : first + together]
+            shown = valid[places, : longest[min(first + together, len(order)) - 1]]
             hidden = self.router.hidden(observations[places, : shown.shape[1]], shown)
             last.append(hidden[torch.arange(len(hidden), device=hidden.device), last_valid_index(shown)])
         return torch.cat(last)[order.argsort()]

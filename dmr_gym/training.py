@@ -166,6 +166,10 @@ def _line(entry: Mapping[str, float]) -> str:
     return json.dumps(entry) + "\n"
 
 
+ADDED = {"tasks_digest", "learning_rates"}
+"""Settings that folders of earlier versions lack; those are taken as they are."""
+
+
 def claim_folder(
     folder: Path,
     settings: Mapping[str, Any],
@@ -192,12 +196,10 @@ def claim_folder(
         found = json.loads(path.read_text(encoding="utf-8"))
         given = json.loads(json.dumps(dict(settings)))
         grown = {name for name in growing if name in found and _has_grown(found[name], given.get(name))}
-        names = {*found, *given} - set(free) - grown
+        names = {*found, *given} - set(free) - grown - (ADDED - found.keys())
         changed = sorted(name for name in names if found.get(name) != given.get(name))
         if changed:
             raise ConfigError(f"{folder} was begun with other {', '.join(changed)}: choose another --out")
-        if (threads := torch.get_num_threads()) > 1:
-            print(f"note: goes on with {threads} threads; to the last bit it does so under OMP_NUM_THREADS=1 alone")
     write_json(path, settings)
 
 

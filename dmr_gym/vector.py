@@ -324,7 +324,7 @@ class PrecisionRoutingVectorEnv(VectorEnv[FloatArray, NDArray[np.int64], NDArray
         mask[indices] = True
         each = {i: self._parts.episodes[i].info() for i in indices}
         for key, value in each[indices[0]].items() if each else ():
-            is_number = isinstance(value, int | float)
+            is_number = isinstance(value, int | float | np.number)
             array = np.zeros(self.num_envs, type(value)) if is_number else np.empty(self.num_envs, object)
             for i, info in each.items():
                 array[i] = info[key]

@@ -146,12 +146,10 @@ def test_the_same_command_plays_nothing_and_writes_the_same(
     """Neither the panel nor the calibration panel is played again; only the journal grows."""
     monkeypatch.setattr(dmr_gym.evaluation, "rollout", None)
     monkeypatch.setattr("dmr_gym.deployment.rollout", None)
-    before, results = [(evaluated / name).read_bytes() for name in FILES], read(evaluated)[0]
+    names = (*FILES, "results.json")  # with the time that playing took
+    before = [(evaluated / name).read_bytes() for name in names]
     recipe.main(["--router", routers[0], "--out", str(evaluated), *SMALL])
-    assert [(evaluated / name).read_bytes() for name in FILES] == before
-    again = read(evaluated)[0]
-    assert results.pop("process_s") < again.pop("process_s")
-    assert again == results
+    assert [(evaluated / name).read_bytes() for name in names] == before
     *_, last = map(json.loads, (evaluated / "journal.jsonl").read_text().splitlines())
     assert last["episodes_played"] == 0
 

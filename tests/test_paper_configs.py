@@ -155,6 +155,13 @@ def test_a_cell_makes_the_quantized_model_that_it_serves(path: Path) -> None:
     assert f"python agents/quantize.py --config {path.relative_to(ROOT)}\n" in text
 
 
+def test_a_misspelt_table_of_quantize_is_told(tmp_path: Path) -> None:
+    """Before its options count as missing."""
+    (tmp_path / "c.toml").write_text('[quantise]\nmodel = "m"\nout = "o"\n')
+    with pytest.raises(ConfigError, match="did you mean 'quantize'"):
+        load_recipe("quantize").parse(["--config", str(tmp_path / "c.toml")])
+
+
 @every_cell
 def test_a_cell_has_the_protocol_of_its_benchmark(path: Path) -> None:
     """Caps, decoding, prompts, panels, budgets and λs: what the paper states, and what docs/configs.md calls ours."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,25 @@ def test_equals_single_environments_through_autoresets(mode: str, settings: dict
         assert_same(step, theirs.step(actions))
         ends += step[2].sum()
     assert ends > 8
+
+
+class NumpyCounts(ScriptedBackend):
+    """Counts tokens in NumPy's numbers, as tokenizers of some libraries do."""
+
+    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        found = super().generate(requests)
+        return [replace(each, completion_tokens=np.int64(each.completion_tokens)) for each in found]
+
+
+def test_numbers_of_numpy_stay_numbers_in_infos() -> None:
+    """With the dtype that Gymnasium's own batching gives them."""
+    backend = NumpyCounts(lambda request: "go left", precisions=("low", "high"))
+    settings = {"backend": backend, "precisions": ("low", "high")}
+    ours, theirs = vector_env(2, "NextStep", **settings), sync_env(2, "NextStep", **settings)
+    assert_same(ours.reset(seed=7), theirs.reset(seed=7))
+    step = ours.step(np.array([0, 1]))
+    assert_same(step, theirs.step(np.array([0, 1])))
+    assert step[4]["completion_tokens"].dtype == np.int64
 
 
 def test_equals_single_environments_without_autoreset() -> None:

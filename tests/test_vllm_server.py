@@ -242,9 +242,11 @@ def _kill_while_it_is_asked(servers: Servers, precision: str, ask: Callable[[], 
     guard = server.process.pid
     [vllm] = map(int, Path(f"/proc/{guard}/task/{guard}/children").read_text().split())
     os.kill(vllm, signal.SIGSTOP)  # so that it takes the call and cannot answer
-    ask()
-    time.sleep(1.0)
-    os.kill(vllm, signal.SIGKILL)
+    try:
+        ask()
+        time.sleep(1.0)
+    finally:
+        os.kill(vllm, signal.SIGKILL)
     server.process.wait(60)
 
     def restart() -> None:

@@ -54,7 +54,10 @@ class Settings:
         if self.world and named and self.world != named:
             raise ConfigError(f"{self.model} is an agent of {named}, but --world {self.world} is another: leave it out")
         if self.method == "rtn" and self.calibration != "transcripts":
-            raise ConfigError("rtn rounds to nearest and reads no text: leave --calibration out, or take gptq or awq")
+            raise ConfigError(
+                "rtn rounds to nearest and reads no text: leave --calibration out, or "
+                "say transcripts where a file of --config has another; or take gptq or awq"
+            )
         if not (self.world or named) and self.calibration == "transcripts" and self.method != "rtn":
             raise ConfigError(f"--world must say whose transcripts calibrate {self.model}: {' or '.join(TRANSCRIPTS)}")
         if self.scheme == "W8A8" and self.group_size is not None:
