@@ -87,10 +87,10 @@ def difference_table(results: Results, unit: str) -> Table:
     notes = ["Brackets: 95 % intervals over tasks."]
     if any(policy.kind in TRAINED for policy in results.policies):
         began = any(policy.kind == "start" for policy in results.policies)
-        start = ", and against the router that they began from" if began else ""
+        start = ", the router that they began from" if began else ""
         notes.append(
             f"GRPO and PPO are also set against the KL-ST point that earns most on these very tasks{start}, and "
-            "against a lower precision where that alone earns more than the highest."
+            "a lower precision where that alone earns more than the highest."
         )
     return Table("Paired differences, the same tasks", columns, rows, tuple(notes))
 
