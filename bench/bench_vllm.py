@@ -9,9 +9,9 @@ which all environments wait for the slowest answer, as with a policy that decide
 
 A rollout's time is waiting for answers, embedding them, and all else: world, prompts, records. Servers, encoder and
 client share the machine's cores, so each encoder is measured by itself: hashing takes next to nothing from the servers,
-a sentence encoder on the same cores does.
+a sentence encoder on the same cores does (``--encoders minilm``).
 
-    python bench/bench_vllm.py --rounds 3
+    python bench/bench_vllm.py
 
 Without vLLM in .venv-vllm (`make vllm`) nothing is measured.
 """
@@ -259,14 +259,14 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description="tokens a second of a rollout on vLLM servers, and of its prompts")
     parser.add_argument("--config", default=str(ROOT / "configs" / "vllm-cpu.toml"), metavar="FILE")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a keyword, as in TOML")
-    known = f"of {', '.join(ENCODERS)} (default: hash minilm)"
+    known = f"of {', '.join(ENCODERS)} (default: hash)"
     parser.add_argument(
-        "--encoders", nargs="+", choices=ENCODERS, default=["hash", "minilm"], metavar="NAME", help=known
+        "--encoders", nargs="+", choices=ENCODERS, default=["hash"], metavar="NAME", help=known
     )
     parser.add_argument("--panel", default="test", help="panel of tasks (default: %(default)s)")
     parser.add_argument("--num-envs", type=int, default=16, metavar="N", help="(default: %(default)s)")
-    parser.add_argument("--episodes", type=int, default=32, metavar="N", help="a round (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="of each way (default: %(default)s)")
+    parser.add_argument("--episodes", type=int, default=96, metavar="N", help="a round (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="of each way (default: %(default)s)")
     args = parser.parse_args(argv)
     settings = on_free_ports(read_serve_settings(args.config))
     try:
