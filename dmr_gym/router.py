@@ -44,6 +44,11 @@ CONFIG_FILE = "router.json"
 _VECTOR = 16  # float32 numbers that a CPU adds at once, at most
 
 
+def _in_vectors(count: int) -> int:
+    """A number of rows rounded up to whole vectors."""
+    return -(-count // _VECTOR) * _VECTOR
+
+
 @dataclass(frozen=True, slots=True)
 class RouterConfig:
     """Sizes of a `PrecisionRouter`. The defaults give 14.4 million parameters, 2.2 % of Qwen3-1.7B with MiniLM's.
@@ -86,7 +91,7 @@ class RouterState:
     """What the router remembers of B running histories: one key-value cache a slot.
 
     Attributes:
-        cache: (n_layers, 2, B, n_heads, max_length, head width), keys and values.
+        cache: (n_layers, 2, B, n_heads, max_length in whole vectors of 16, head width), keys and values.
         lengths: (B,) int64, rows seen so far of each slot; setting an entry to 0 starts that slot afresh.
     """
 
@@ -208,7 +213,7 @@ class PrecisionRouter(nn.Module):
         """Return an empty `RouterState` for B histories, to decode with `step`."""
         config = self.config
         width = config.d_model // config.n_heads
-        shape = (config.n_layers, 2, batch_size, config.n_heads, config.max_length, width)
+        shape = (config.n_layers, 2, batch_size, config.n_heads, _in_vectors(config.max_length), width)
         return RouterState(
             cache=torch.zeros(shape, device=self.device),
             lengths=torch.zeros(batch_size, dtype=torch.int64, device=self.device),
@@ -219,7 +224,7 @@ class PrecisionRouter(nn.Module):
         """Append one row to each history and score the decision there: `forward` at the price of one row.
 
         On a CPU with one thread the logits of a slot are, bit by bit, the same whatever the other slots hold and in
-        whichever slot a history is, as long as B is the same.
+        whichever slot a history is, as long as B is the same and ``d_model`` and ``d_ff`` are multiples of 4.
 
         Args:
             row: (B, D) float, the newest step embedding of each slot.
@@ -240,12 +245,12 @@ class PrecisionRouter(nn.Module):
             )
         order = state.lengths.clamp_max(self.config.max_length - 1)
         # In whole vectors: what others' longer histories add to this one's sums is zeros that change no bit of them.
-        used = min(-(-(int(order.max()) + 1) // _VECTOR) * _VECTOR, self.config.max_length)
+        used = _in_vectors(int(order.max()) + 1)
         x = self._embed(row.unsqueeze(1), order.unsqueeze(1))  # (B, 1, d_model)
         seen = torch.arange(used, device=self.device) <= order.unsqueeze(1)  # (B, used)
         mask = torch.zeros(seen.shape, device=self.device).masked_fill_(~seen, -torch.inf)[:, None, None]
         heads = 2 * len(row) * self.config.n_heads
-        starts = torch.arange(heads, device=self.device).view(2, len(row), -1) * self.config.max_length
+        starts = torch.arange(heads, device=self.device).view(2, len(row), -1) * state.cache.shape[4]
         places = (starts + order.unsqueeze(1)).flatten()  # of the new keys and values among a layer's
         for block, cache in zip(self._layers, state.cache, strict=True):
             q, k, v = block.project(x)
@@ -339,7 +344,11 @@ class PrecisionRouter(nn.Module):
         return cast("list[_Block]", list(self.blocks))
 
     def _embed(self, rows: Tensor, order: Tensor) -> Tensor:
-        x: Tensor = self.project_in(rows) + self.positions[order]
+        weight, bias = self.project_in.weight, self.project_in.bias
+        if (lacks := -rows.shape[-1] % _VECTOR) > 0:
+            # Where rows lie across vectors, the last bits of a product depend on which row it is on some CPUs.
+            rows, weight = functional.pad(rows, (0, lacks)), functional.pad(weight, (0, lacks))
+        x: Tensor = functional.linear(rows, weight, bias) + self.positions[order]
         return functional.dropout(x, self.config.dropout, self.training)
 
     def _check(self, rows: Tensor, valid_mask: Tensor) -> None:
