@@ -260,9 +260,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--config", default=str(ROOT / "configs" / "vllm-cpu.toml"), metavar="FILE")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a keyword, as in TOML")
     known = f"of {', '.join(ENCODERS)} (default: hash)"
-    parser.add_argument(
-        "--encoders", nargs="+", choices=ENCODERS, default=["hash"], metavar="NAME", help=known
-    )
+    parser.add_argument("--encoders", nargs="+", choices=ENCODERS, default=["hash"], metavar="NAME", help=known)
     parser.add_argument("--panel", default="test", help="panel of tasks (default: %(default)s)")
     parser.add_argument("--num-envs", type=int, default=16, metavar="N", help="(default: %(default)s)")
     parser.add_argument("--episodes", type=int, default=96, metavar="N", help="a round (default: %(default)s)")
