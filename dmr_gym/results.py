@@ -145,8 +145,8 @@ def tabulate(
         raise ConfigError("an evaluation needs the highest precision alone as its reference, and has no such policy")
     reference = summarize(high.name, high.episodes, lambda_, None, resamples)
     summaries = [summarize(policy.name, policy.episodes, lambda_, reference, resamples) for policy in policies]
-    differences = _differences(policies, summaries, high, lambda_, resamples)
     pairs = list(zip(policies, summaries, strict=True))
+    differences = _differences(pairs, high, lambda_, resamples)
     rows = [_row(policy, summary, pairs, reference, oracle) for policy, summary in pairs]
     data = {
         "results": rows,
@@ -261,23 +261,20 @@ def _by_seed(episodes: Sequence[EpisodeResult]) -> list[dict[str, Any]]:
 
 
 def _differences(
-    policies: Sequence[PlayedPolicy],
-    summaries: Sequence[Summary],
-    high: PlayedPolicy,
-    lambda_: float,
-    resamples: int,
+    pairs: Sequence[tuple[PlayedPolicy, Summary]], high: PlayedPolicy, lambda_: float, resamples: int
 ) -> list[Difference]:
-    returns = [(s.mean_return, p) for p, s in zip(policies, summaries, strict=True) if p.kind == "router"]
-    before = [max(returns, key=lambda pair: pair[0])[1]] if returns else []
-    before += [policy for policy in policies if policy.kind == "start"]
-    alone = [(s.mean_return, p) for p, s in zip(policies, summaries, strict=True) if p.kind in ("high", "low")]
-    best_alone = max(alone, key=lambda pair: pair[0])[1]
-    before += [best_alone] if best_alone is not high else []
+    def best(*kinds: str) -> PlayedPolicy:
+        return max((pair for pair in pairs if pair[0].kind in kinds), key=lambda pair: pair[1].mean_return)[0]
+
+    policies = [policy for policy, _ in pairs]
+    rivals = [best("router")] if any(policy.kind == "router" for policy in policies) else []
+    rivals += [policy for policy in policies if policy.kind == "start"]
+    rivals += [alone for alone in (best("high", "low"),) if alone is not high]
     differences = []
     for policy in policies:
         if policy.kind in ROUTED:
             matched = [other for other in policies if other.like == policy.name]
-            for other in [*matched, high, *(before if policy.kind in TRAINED else [])]:
+            for other in [*matched, high, *(rivals if policy.kind in TRAINED else [])]:
                 pair = (policy.name, policy.episodes, other.name, other.episodes)
                 differences.append(paired_difference(*pair, lambda_, resamples))
     return differences

@@ -91,6 +91,14 @@ def test_a_folder_belongs_to_one_run(tmp_path: Path) -> None:
     claim_folder(tmp_path / "run", {"lr": 0.1, "betas": (0.9, 0.95), "threads": 2}, resume=True, free=["threads"])
 
 
+def test_a_folder_of_an_earlier_version_goes_on(tmp_path: Path) -> None:
+    """What its settings lack is taken as it is; from then on it counts."""
+    claim_folder(tmp_path, {"lr": 0.1}, resume=False)
+    claim_folder(tmp_path, {"lr": 0.1, "tasks_digest": "a"}, resume=True)
+    with pytest.raises(ConfigError, match="begun with other tasks_digest: choose"):
+        claim_folder(tmp_path, {"lr": 0.1, "tasks_digest": "b"}, resume=True)
+
+
 def test_settings_that_only_add_work_may_grow(tmp_path: Path) -> None:
     """Longer lists that keep all they had and higher numbers, not lists that lose a value, nor lower numbers."""
     settings = {"lambdas": [0.1, 0.2], "seeds": 2, "tasks": None}
