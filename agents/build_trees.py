@@ -51,7 +51,14 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--out", type=Path, required=True, metavar="DIR", help="folder for everything this run writes")
     add("--panel", default="test", help="panel of tasks (default: %(default)s)")
-    add("--tasks", type=int, metavar="N", help="first N tasks of the panel (default: all)")
+    add("--tasks", type=int, metavar="N", help="the next N tasks of the panel (default: all)")
+    add(
+        "--skip-tasks",
+        type=int,
+        default=0,
+        metavar="N",
+        help="leave out the first N tasks of the panel: those that a router has learnt from (default: %(default)s)",
+    )
     add(
         "--budget",
         type=int,
@@ -84,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = replace(config, task_kwargs={**config.task_kwargs, "panel": args.panel})
     # No text is embedded here, and the real encoder takes seconds to load.
     parts = build_parts(replace(config, encoder={"kind": "hash", "dim": 1}).kwargs())
-    task_ids = first_tasks(parts, args.tasks)
+    task_ids = first_tasks(parts, args.tasks, args.skip_tasks)
     folder = args.out / args.panel
     settings = tree_settings(env_id, config, parts, args)
     claim_folder(folder, settings, resume=True, free=LIMITS)

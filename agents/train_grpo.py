@@ -88,7 +88,14 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--router", type=Path, metavar="DIR", help="router to begin with and to stay near (default: a new one)")
     add("--out", type=Path, required=True, metavar="DIR", help="folder for everything this run writes")
     add("--panel", default="train", help="panel of tasks to learn from (default: %(default)s)")
-    add("--tasks", type=int, metavar="N", help="first N tasks of that panel (default: all)")
+    add("--tasks", type=int, metavar="N", help="the next N tasks of that panel (default: all)")
+    add(
+        "--skip-tasks",
+        type=int,
+        default=0,
+        metavar="N",
+        help="leave out the first N tasks of that panel: those that --router has learnt from (default: %(default)s)",
+    )
     add("--validation-panel", default="validation", help="panel of held-out tasks (default: %(default)s)")
     add("--validation-tasks", type=int, metavar="N", help="first N tasks of that panel (default: all)")
     add("--validate-every", type=int, default=10, metavar="N", help="updates between validations (default: 10)")
@@ -229,7 +236,7 @@ class Trainer:
         self.reference = PrecisionRouter.load(args.router, args.device) if args.router is not None else None
         self.optimizer = torch.optim.AdamW(router.parameters(), args.lr, weight_decay=0.0)
         self.averaged = copy.deepcopy(router) if args.average else router
-        self.task_ids = first_tasks(envs, args.tasks)
+        self.task_ids = first_tasks(envs, args.tasks, args.skip_tasks)
         self.validation_ids = first_tasks(held_out, args.validation_tasks)
         # Draws of the LLM belong to a sample index, so every update needs indices of its own to see new ones. Greedy
         # decoding has no draws, and there the decisions' own draws are left as they are.

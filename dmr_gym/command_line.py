@@ -286,16 +286,20 @@ def _tasks_digest(config: EnvConfig, panel: str) -> str:
     return hashlib.sha256(json.dumps([ids, starts]).encode()).hexdigest()
 
 
-def first_tasks(envs: PrecisionRoutingVectorEnv | Parts, number: int | None) -> list[str]:
-    """Return the first ``number`` task ids of the panel, or all of them for None.
+def first_tasks(envs: PrecisionRoutingVectorEnv | Parts, number: int | None, skip: int = 0) -> list[str]:
+    """Return the first ``number`` task ids of the panel after ``skip`` of them, or all of these for None.
 
     Raises:
         ConfigError: the panel has fewer.
     """
-    number = len(envs.task_ids) if number is None else number
-    if not 1 <= number <= len(envs.task_ids):
-        raise ConfigError(f"the panel has {len(envs.task_ids)} tasks, but {number} were asked for")
-    return list(envs.task_ids[:number])
+    total = len(envs.task_ids)
+    if not 0 <= skip < total:
+        raise ConfigError(f"the panel has {total} tasks, so between 0 and {total - 1} can be skipped, got {skip}")
+    number = total - skip if number is None else number
+    if not 1 <= number <= total - skip:
+        after = f" after the {skip} skipped" if skip else ""
+        raise ConfigError(f"the panel has {total - skip} tasks{after}, but {number} were asked for")
+    return list(envs.task_ids[skip : skip + number])
 
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:

@@ -169,6 +169,9 @@ def _line(entry: Mapping[str, float]) -> str:
 ADDED = {"tasks_digest", "learning_rates"}
 """Settings that folders of earlier versions lack; those are taken as they are."""
 
+EARLIER = {"skip_tasks": 0}
+"""What earlier versions did, by settings that their folders lack."""
+
 
 def claim_folder(
     folder: Path,
@@ -193,8 +196,9 @@ def claim_folder(
     if path.is_file():
         if not resume:
             raise ConfigError(f"{folder} holds a run: --resume goes on with it, another --out starts a new one")
-        found = json.loads(path.read_text(encoding="utf-8"))
         given = json.loads(json.dumps(dict(settings)))
+        found = {name: value for name, value in EARLIER.items() if name in given}
+        found |= json.loads(path.read_text(encoding="utf-8"))
         grown = {name for name in growing if name in found and _has_grown(found[name], given.get(name))}
         names = {*found, *given} - set(free) - grown - (ADDED - found.keys())
         changed = sorted(name for name in names if found.get(name) != given.get(name))

@@ -157,6 +157,13 @@ def test_make_envs_takes_the_panel_that_the_recipe_asks_for():
     assert first_tasks(envs, 2) == ["toy-test-000", "toy-test-001"]
     with pytest.raises(ConfigError, match="the panel has 3 tasks, but 4 were asked for"):
         first_tasks(envs, 4)
+    assert first_tasks(envs, None, skip=1) == ["toy-test-001", "toy-test-002"]
+    assert first_tasks(envs, 1, skip=2) == ["toy-test-002"]
+    with pytest.raises(ConfigError, match="the panel has 2 tasks after the 1 skipped, but 3 were asked for"):
+        first_tasks(envs, 3, skip=1)
+    for skip in (3, -1):
+        with pytest.raises(ConfigError, match=f"has 3 tasks, so between 0 and 2 can be skipped, got {skip}"):
+            first_tasks(envs, None, skip)
 
 
 def test_a_mistake_ends_a_recipe_with_its_message_alone():

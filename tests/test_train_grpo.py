@@ -114,6 +114,22 @@ def test_groups_have_one_task_and_differ_by_draws_alone(tmp_path: Path) -> None:
     assert chosen[0] != chosen[1]
 
 
+def test_skipped_tasks_are_not_played(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With eight training tasks, ``--skip-tasks 3 --tasks 4`` learns from the fourth to the seventh, and no others."""
+    seen: set[str] = set()
+
+    def spy(envs: Any, policy: Any, task_ids: Any, **options: Any) -> Any:
+        if options:
+            seen.update(task_ids)
+        return rollout(envs, policy, task_ids, **options)
+
+    monkeypatch.setattr(recipe, "rollout", spy)
+    recipe.main([*SMALL, "--out", str(tmp_path / "run"), "--updates", "5", "--skip-tasks", "3", "--tasks", "4"])
+    assert seen == {f"toy-train-{number:03d}" for number in (3, 4, 5, 6)}
+    with pytest.raises(ConfigError, match="the panel has 5 tasks after the 3 skipped, but 6 were asked for"):
+        recipe.main([*SMALL, "--out", str(tmp_path / "other"), "--skip-tasks", "3", "--tasks", "6"])
+
+
 @pytest.mark.parametrize(("temperature", "firsts"), [(0.0, [0, 0, 0]), (0.7, [0, 4, 8])])
 def test_every_update_has_draws_of_its_own_where_the_llm_draws(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, temperature: float, firsts: list[int]

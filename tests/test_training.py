@@ -99,6 +99,15 @@ def test_a_folder_of_an_earlier_version_goes_on(tmp_path: Path) -> None:
         claim_folder(tmp_path, {"lr": 0.1, "tasks_digest": "b"}, resume=True)
 
 
+def test_a_folder_of_an_earlier_version_skipped_no_tasks(tmp_path: Path) -> None:
+    """It has no such setting, and goes on as a run that skips none, not as any other."""
+    claim_folder(tmp_path, {"lr": 0.1}, resume=False)
+    with pytest.raises(ConfigError, match="begun with other skip_tasks: choose"):
+        claim_folder(tmp_path, {"lr": 0.1, "skip_tasks": 5}, resume=True)
+    claim_folder(tmp_path, {"lr": 0.1, "skip_tasks": 0}, resume=True)
+    claim_folder(tmp_path, {"lr": 0.1, "skip_tasks": 0}, resume=True)
+
+
 def test_settings_that_only_add_work_may_grow(tmp_path: Path) -> None:
     """Longer lists that keep all they had and higher numbers, not lists that lose a value, nor lower numbers."""
     settings = {"lambdas": [0.1, 0.2], "seeds": 2, "tasks": None}
