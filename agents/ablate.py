@@ -4,6 +4,7 @@ r"""The paper's ablations, one command each: what to vary, a table in the paper'
 command    what is compared                                                       in the paper
 ========== ====================================================================== ==================
 depth      routers of 2, 4, 8, 12 and 16 Transformer blocks                       Table 2b
+width      routers whose rows are 64, 128, 256 and 384 numbers wide               (none)
 threshold  thresholds on KL: at the edge, in the plateau, at its edge, in a mode  Table 2a, Figure 5
 tokens     labels from action steps alone, and from all steps and tokens          Table 5
 step-types KLs of clicks and of searches                                          Table 4, Figure 6
@@ -20,6 +21,7 @@ How this differs from the paper:
 2. Intervals stand beside each success, and the mean time of all episodes beside that of solved ones.
 
     python agents/ablate.py depth --data runs/kl --out runs/depth
+    python agents/ablate.py width --data runs/kl --out runs/width
     python agents/ablate.py threshold --data runs/kl --out runs/threshold
     python agents/ablate.py tokens --data runs/kl --out runs/tokens
     python agents/ablate.py step-types --data shop=runs/shop/kl --out runs/step-types
@@ -47,7 +49,7 @@ import compare_grpo
 import evaluate
 import train_kl_st
 
-from dmr_gym.ablation_figures import draw_budgets, draw_depths, draw_kl_types
+from dmr_gym.ablation_figures import draw_budgets, draw_kl_types, draw_sizes
 from dmr_gym.ablations import (
     LARGE_KL,
     NEAR_ZERO_KL,
@@ -61,6 +63,7 @@ from dmr_gym.ablations import (
     threshold_places,
     threshold_table,
     tokens_table,
+    width_table,
 )
 from dmr_gym.command_line import add_env_options, chosen_env, env_options, recipe_parser, run, settings_of
 from dmr_gym.deployment import add_calibration_options, calibration_options, check_calibration_args
@@ -78,9 +81,12 @@ from dmr_gym.tables import Table, write_tables
 from dmr_gym.training import SETTINGS_FILE
 
 DEPTHS = (2, 4, 8, 12, 16)
+WIDTHS = (64, 128, 256, 384)
+HEAD_WIDTH, FF_WIDTHS = 32, 4  # of a router of any width: of a head, and of the feed-forward layers in its own width
 PICTURE = "ablation.png"
 HELP = {
     "depth": "depth of the router (Table 2b)",
+    "width": "width of the router",
     "threshold": "threshold on KL at four places (Table 2a, Figure 5)",
     "tokens": "action steps alone against all steps and tokens (Table 5)",
     "step-types": "KL of clicks and of searches (Table 4, Figure 6)",
@@ -95,7 +101,7 @@ def parse_args(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str
     commands = parser.add_subparsers(
         help="what to vary", dest="command", required=True, metavar="COMMAND", parser_class=argparse.ArgumentParser
     )
-    for name in ("depth", "threshold", "tokens"):
+    for name in ("depth", "width", "threshold", "tokens"):
         command = commands.add_parser(name, allow_abbrev=False, help=HELP[name])
         add = command.add_argument
         add("--data", type=Path, required=True, metavar="DIR", help="folder that agents/collect_kl.py wrote")
@@ -111,6 +117,16 @@ def parse_args(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str
                 default=list(DEPTHS),
                 metavar="N",
                 help="layers of the routers (default: 2 4 8 12 16)",
+            )
+        if name == "width":
+            add(
+                "--widths",
+                type=int,
+                nargs="+",
+                default=list(WIDTHS),
+                metavar="N",
+                help="--d-model of the routers, multiples of 32; heads are 32 wide, --d-ff is 4 N "
+                "(default: 64 128 256 384)",
             )
         if name == "threshold":
             add("--taus", type=float, nargs=4, metavar="NATS", help="four thresholds (default: by the plateau)")
@@ -133,6 +149,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     pyplot()  # where nothing can be drawn that is said now, not after the last training
     commands = {
         "depth": depth,
+        "width": width,
         "threshold": threshold,
         "tokens": tokens,
         "step-types": step_types,
@@ -147,8 +164,19 @@ def depth(args: argparse.Namespace, rest: list[str]) -> None:
     if len(set(args.depths)) < len(args.depths):
         raise ConfigError(f"--depths must differ from each other, got {args.depths}")
     variants = sweep(args, rest, {str(n): ["--n-layers", str(n)] for n in args.depths})
-    write_atomically(args.out / PICTURE, lambda part: draw_depths(variants, part))
+    write_atomically(args.out / PICTURE, lambda part: draw_sizes(variants, "layers of the router", part))
     finish(args, rest, depth_table(variants, where(args)), evaluated(args, variants))
+
+
+def width(args: argparse.Namespace, rest: list[str]) -> None:
+    """Train and evaluate a router of each width."""
+    if len(set(args.widths)) < len(args.widths) or any(n < 1 or n % HEAD_WIDTH for n in args.widths):
+        raise ConfigError(f"--widths must be different multiples of {HEAD_WIDTH}, got {args.widths}")
+    sizes = {n: {"--d-model": n, "--n-heads": n // HEAD_WIDTH, "--d-ff": FF_WIDTHS * n} for n in args.widths}
+    options = {str(n): [text for pair in size.items() for text in map(str, pair)] for n, size in sizes.items()}
+    variants = sweep(args, rest, options)
+    write_atomically(args.out / PICTURE, lambda part: draw_sizes(variants, "width of the router", part))
+    finish(args, rest, width_table(variants, where(args)), evaluated(args, variants))
 
 
 def threshold(args: argparse.Namespace, rest: list[str]) -> None:

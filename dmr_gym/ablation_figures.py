@@ -1,4 +1,4 @@
-"""Pictures of the ablations: success and time by depth or by budget (Figure 5), and KL by type of step (Figure 6).
+"""Pictures of the ablations: success and time by size or budget (Figure 5), and KL by type of step (Figure 6).
 
 matplotlib is imported when a picture is drawn. Shapes: N steps, P precisions.
 """
@@ -23,11 +23,12 @@ COLORS = ("#1f4e9c", "#2e8b57", "#d9822b", "#c0392b", "#8e4fa8")
 """Of the lines, in order; they begin anew after the last."""
 
 
-def draw_depths(variants: Sequence[Variant], path: Path) -> None:
-    """Draw success and time of solved episodes by depth, a line a budget, with the mean over budgets.
+def draw_sizes(variants: Sequence[Variant], size: str, path: Path) -> None:
+    """Draw success and time of solved episodes by a size of the router, a line a budget, with the mean over budgets.
 
     Args:
-        variants: named by their number of layers.
+        variants: named by that size.
+        size: what it is the size of.
         path: of the picture.
     """
     figure, panels = _panels(2)
@@ -40,7 +41,7 @@ def draw_depths(variants: Sequence[Variant], path: Path) -> None:
     means = [100 * variant.mean_success for variant in variants]
     panels[0].plot(places, means, color="black", linewidth=2, label="mean over K")
     for axes in panels:
-        axes.set(xticks=places, xlabel="layers of the router")
+        axes.set(xticks=places, xlabel=size)
         axes.set_xticklabels([variant.name for variant in variants])
     _finish(figure, panels, variants, path)
 

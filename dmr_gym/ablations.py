@@ -112,14 +112,23 @@ def threshold_places(kls: FloatArray) -> dict[str, tuple[float, ...]]:
 
 def depth_table(variants: Sequence[Variant], where: str) -> Table:
     """Table 2b: a group of lines a depth, a line a budget."""
+    return _size_table("Router depth (Table 2b)", "layers", variants, where)
+
+
+def width_table(variants: Sequence[Variant], where: str) -> Table:
+    """As Table 2b, for routers of different widths."""
+    return _size_table("Router width", "width", variants, where)
+
+
+def _size_table(title: str, size: str, variants: Sequence[Variant], where: str) -> Table:
     rows = []
     for variant in variants:
         for index, row in enumerate(variant.budgets):
             head = (variant.name, percent(variant.balanced_accuracy), percent(variant.mean_success))
             rows.append((*(head if index == 0 else ("", "", "")), *_budget_cells(row)))
-    columns = ("layers", "bAcc. %", "mean success %", "K", "success %", "EP time, s", "time of all, s")
+    columns = (size, "bAcc. %", "mean success %", "K", "success %", "EP time, s", "time of all, s")
     note = "bAcc.: balanced accuracy on held-out tasks. Mean success: over the budgets."
-    return Table("Router depth (Table 2b)", columns, tuple(rows), (note, *_notes(variants, where)))
+    return Table(title, columns, tuple(rows), (note, *_notes(variants, where)))
 
 
 def threshold_table(variants: Sequence[Variant], where: str) -> Table:

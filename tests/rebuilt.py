@@ -14,6 +14,7 @@ from dmr_gym.ablations import (
     step_type_table,
     threshold_table,
     tokens_table,
+    width_table,
 )
 from dmr_gym.calibration import StepShare, Threshold
 from dmr_gym.calibration_tables import budget_table, shift_table
@@ -115,6 +116,7 @@ BUILDERS = {
     "grpo": grpo,
     "advantages": lambda data, text: [advantage_table(data), *grpo(data, text)],
     "depth": lambda data, _: [depth_table(variants(data), "")],
+    "width": lambda data, _: [width_table(variants(data), "")],
     "threshold": lambda data, _: [threshold_table(variants(data), "")],
     "tokens": tokens,
     "step-types": lambda data, _: [step_type_table(data["results"])],

@@ -84,6 +84,19 @@ def test_the_depth_of_routers_is_varied(
 
 
 @pytest.mark.slow
+def test_the_width_of_routers_is_varied(recipe: ModuleType, data: Path, tmp_path: Path) -> None:
+    """Heads are 32 numbers wide, feed-forward layers four times as wide as the rows; a line a width and budget."""
+    out = tmp_path / "out"
+    command = ["width", "--data", str(data), "--out", str(out), "--widths", "32", "96", "--seeds", "1", *SMALL]
+    recipe.main([*command, "--budgets", "0.5", "--n-layers", "1", "--lr", "3e-3", "--epochs", "2"])
+    configs = [PrecisionRouter.load(out / name / "seed-0" / "router").config for name in ("32", "96")]
+    assert [(c.d_model, c.n_heads, c.d_ff, c.n_layers) for c in configs] == [(32, 1, 128, 1), (96, 3, 384, 1)]
+    assert [line.split(" | ")[0] for line in tables(out).splitlines() if " | 0.5 | " in line] == ["| 32", "| 96"]
+    assert (out / "ablation.png").read_bytes().startswith(b"\x89PNG")
+    check_recorded(out, tmp_path)
+
+
+@pytest.mark.slow
 def test_the_threshold_on_kl_is_put_at_four_places(recipe: ModuleType, data: Path, tmp_path: Path) -> None:
     """The labels of each run are those of its place: more high ones at the edge, fewer in the dense mode."""
     out = tmp_path / "out"
@@ -178,6 +191,8 @@ def test_advantages_are_compared(recipe: ModuleType, router: str, tmp_path: Path
     [
         (["depth", "--data", "x", "--depths", "2", "2"], "--depths must differ"),
         (["depth", "--data", "x", "--n-layers=3"], "depth varies --n-layers, --seed itself: leave --n-layers=3 out"),
+        (["width", "--data", "x", "--widths", "32", "48"], r"different multiples of 32, got \[32, 48\]"),
+        (["width", "--data", "x", "--d-ff", "64"], "width varies --d-ff, --d-model, --n-heads, --seed itself"),
         (["depth", "--data", "x", "--seed", "3"], "leave --seed out"),
         (["depth", "--data", "x", "--seeds", "0"], "--seeds must be at least 1"),
         (["depth", "--data", "x", "--epochs", "0"], "--epochs must be at least 1"),

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dmr_gym.ablation_figures import draw_budgets, draw_depths, draw_kl_types
+from dmr_gym.ablation_figures import draw_budgets, draw_kl_types, draw_sizes
 from dmr_gym.ablations import (
     PLACES,
     Variant,
@@ -19,6 +19,7 @@ from dmr_gym.ablations import (
     threshold_places,
     threshold_table,
     tokens_table,
+    width_table,
 )
 from dmr_gym.calibration_tables import shift_table
 from dmr_gym.errors import ConfigError
@@ -96,6 +97,10 @@ def test_the_table_of_depths_by_hand() -> None:
         "always bf16 90.0 %, 5.00 s; always w2 0.0 %, – s."
     )
     assert "flatters" in table.notes[2]
+    by_width = width_table([variant("64", 0.5, 0.7), variant("384", 0.6, 0.9)], "DMR-Toy-v0, panel test")
+    assert (by_width.title, by_width.columns[0], by_width.columns[1:]) == ("Router width", "width", table.columns[1:])
+    assert [row[1:] for row in by_width.rows] == [row[1:] for row in table.rows]
+    assert [row[0] for row in by_width.rows] == ["64", "", "384", ""]
 
 
 def test_the_table_of_thresholds_by_hand() -> None:
@@ -172,7 +177,7 @@ def test_the_table_of_advantages_by_hand() -> None:
 def test_the_pictures_are_drawn(tmp_path: Path) -> None:
     """Also where a single precision solves nothing, and with KLs of zero."""
     variants = [variant("2", 0.5, 0.7), variant("8", 0.6, 0.9)]
-    draw_depths(variants, tmp_path / "a.png")
+    draw_sizes(variants, "layers of the router", tmp_path / "a.png")
     draw_budgets(variants, tmp_path / "b.png", np.array([[0.0], [0.5], [2.0]], np.float32), ["w2"])
     draw_budgets(variants, tmp_path / "c.png")
     draw_kl_types({"x": {"click": np.array([0.0, 1.0]), "search": np.array([np.inf])}}, tmp_path / "d.png")

@@ -91,7 +91,8 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
         assert runs.run(argv, lambda seconds: seconds > 60 or done() > 0, signal.SIGKILL) == -signal.SIGKILL
         begun = done()
         assert 0 < begun < 12
-        assert runs.run(argv, lambda seconds: seconds > 60 or done() > begun, signal.SIGTERM) in (0, 128 + signal.SIGTERM)
+        stopped = runs.run(argv, lambda seconds: seconds > 60 or done() > begun, signal.SIGTERM)
+        assert stopped in (0, 128 + signal.SIGTERM)
         assert runs.run(argv) == 0
     names = sorted(path.name for path in (whole / "test" / "trees").iterdir())
     for name in names:
