@@ -14,14 +14,14 @@ itself, which favours KL-ST.
 
 Options of agents/train_grpo.py are handed on: --updates 40 --tasks 64 --lr 3e-4. ``--out`` holds a folder a run,
 results.json, episodes.jsonl, returns.md, returns.png, and courses.png: how each run went on held-out tasks. Started
-again, it goes on with the runs that are missing; then there may be more λ, seeds, and ways to compute advantages.
+again, it goes on with the runs and episodes that are missing; then there may be more λ, seeds, and ways to compute
+advantages.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import sys
 from collections.abc import Sequence
 from contextlib import closing
@@ -52,30 +52,39 @@ from dmr_gym.deployment import (
     DEFAULT_TAU,
     add_calibration_options,
     budget_text,
-    calibrate,
+    calibrate_once,
     check_calibration_args,
     forced_types,
-    forcing,
 )
 from dmr_gym.errors import ConfigError
+from dmr_gym.evaluation import (
+    BATCHES_FOLDER,
+    EPISODES_FILE,
+    Arena,
+    Contender,
+    RoutedPoint,
+    random_like,
+    routed,
+    single_precision,
+)
 from dmr_gym.figures import pyplot
 from dmr_gym.grpo_batch import STATE_MODES
 from dmr_gym.latency import PriceSource
 from dmr_gym.losses import ADVANTAGE_MODES
-from dmr_gym.metrics import EpisodeResult, Interval
+from dmr_gym.metrics import Interval
 from dmr_gym.parts import prices_of
-from dmr_gym.policies import FixedPrecision, Policy, RandomPolicy, RouterPolicy
+from dmr_gym.records import PlayedPolicy, read_policies
 from dmr_gym.result_tables import DIGITS
-from dmr_gym.rollout import Trajectory, rollout
 from dmr_gym.router import PrecisionRouter
 from dmr_gym.runs import provenance, write_atomically, write_json
 from dmr_gym.serving.settings import served_device
 from dmr_gym.tables import Table, number, percent, with_interval
-from dmr_gym.training import claim_folder, read_history
+from dmr_gym.training import claim_folder, read_history, stop_on_signal
+from dmr_gym.types import SamplingParams
 
 
 @dataclass(frozen=True)
-class Contender:
+class Played:
     """A policy on the test panel: success and seconds of its episodes, (seeds, tasks), and (P,) shares of its steps."""
 
     name: str
@@ -83,6 +92,18 @@ class Contender:
     success: np.ndarray
     time_s: np.ndarray
     shares: np.ndarray
+
+    @classmethod
+    def of(cls, policy: PlayedPolicy, kind: str, tasks: int) -> Played:
+        """From the record of its episodes, which has one seed after the other."""
+        steps = np.array([episode.precision_steps for episode in policy.episodes]).sum(axis=0)
+        return cls(
+            name=policy.name,
+            kind=kind,
+            success=np.array([episode.success for episode in policy.episodes], dtype=np.float64).reshape(-1, tasks),
+            time_s=np.array([episode.time_s for episode in policy.episodes]).reshape(-1, tasks),
+            shares=steps / steps.sum(),
+        )
 
     def returns(self, lambda_: float) -> np.ndarray:
         """R of Eq. 8, (seeds, tasks)."""
@@ -132,15 +153,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     args, rest = parse_args(argv)
     pyplot()  # where nothing can be drawn that is said now, not after the last training
     env_id, config = chosen_env(args, args.out / "cache")
-    claim(args, rest, env_id, config)
+    digests = part_digests(config, (args.calibration_panel, args.test_panel))
+    claim(args, rest, env_id, config, digests)
     prices = prices_of(config, served_device(args.config))
     settings = list(itertools.product(args.advantages, args.lambdas, range(args.seeds)))
     for advantages, lambda_, seed in settings:
         train(args, rest, config, advantages, lambda_, seed)
-    with closing(make_envs(config, args.test_panel, args.num_envs)) as envs:
-        contenders = play(envs, config, args)
-        precisions = envs.precisions
-    rows = tabulate(contenders, args)
+    with (
+        closing(make_envs(config, args.test_panel, args.num_envs)) as envs,
+        stop_on_signal("calibration or episode", "the same command") as stop,
+    ):
+        precisions, tasks = envs.precisions, first_tasks(envs, args.test_tasks)
+        digests["models"] = {name: envs.backend.digest(name) for name in precisions}
+        basis = {"panel": args.test_panel, **digests}
+        arena = Arena(envs, tasks, args.out / BATCHES_FOLDER, config, basis, texts=False, stop=stop)
+        kinds = play(arena, config, args, digests)
+        arena.write_episodes(args.out / EPISODES_FILE)
+    policies = read_policies(args.out / EPISODES_FILE, len(precisions))
+    contenders = [Played.of(policy, kinds[policy.name], len(tasks)) for policy in policies]
+    rows = tabulate(contenders, args, precisions[-1])
     record = {
         "settings": settings_of(args),
         "training_options": rest,
@@ -148,7 +179,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "env": asdict(config),
         "precisions": precisions,
         "latency": asdict(prices),
-        "tasks": contenders[0].success.shape[1],
+        "tasks": len(tasks),
         "results": rows,
         "advantage_gaps": advantage_gaps(contenders, args),
         "courses": courses(args),
@@ -161,10 +192,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     table = as_table(rows, args, prices)
     write_atomically(args.out / "returns.md", lambda part: part.write_text(table.markdown(), encoding="utf-8"))
     table.show()
-    print(f"picture: {picture}\nnumbers: {args.out / 'results.json'} and {args.out / 'episodes.jsonl'}")
+    print(f"picture: {picture}\nnumbers: {args.out / 'results.json'} and {args.out / EPISODES_FILE}")
 
 
-def claim(args: argparse.Namespace, rest: Sequence[str], env_id: str, config: EnvConfig) -> None:
+def claim(
+    args: argparse.Namespace, rest: Sequence[str], env_id: str, config: EnvConfig, digests: dict[str, Any]
+) -> None:
     """Refuse wrong options of the training, and a folder of other results.
 
     More λ, seeds, and ways to compute advantages may join those that are there.
@@ -173,7 +206,7 @@ def claim(args: argparse.Namespace, rest: Sequence[str], env_id: str, config: En
     settings = settings_of(training) | settings_of(args) | {"env_id": env_id, "env": asdict(config)}
     settings["env"].pop("cache_dir")
     settings["router_digest"] = PrecisionRouter.load(args.router).digest()
-    settings |= part_digests(config, (args.calibration_panel, args.test_panel))
+    settings |= digests
     claim_folder(args.out, settings, True, train_grpo.FREE, growing=("lambdas", "seeds", "advantages"))
 
 
@@ -208,56 +241,44 @@ def courses(args: argparse.Namespace) -> list[dict[str, Any]]:
     return found
 
 
-def play(envs: Any, config: EnvConfig, args: argparse.Namespace) -> list[Contender]:
-    """Let every policy play the test panel; all episodes go to episodes.jsonl."""
-    tasks, high, lines = first_tasks(envs, args.test_tasks), len(envs.precisions) - 1, []
+def play(arena: Arena, config: EnvConfig, args: argparse.Namespace, digests: dict[str, Any]) -> dict[str, str]:
+    """Let every policy play the test panel; returns what each is, by its name."""
+    kinds: dict[str, str] = {}
 
-    def contender(name: str, kind: str, policies: Sequence[Policy]) -> Contender:
-        played: list[list[Trajectory]] = [rollout(envs, policy, tasks, progress=name) for policy in policies]
-        results: list[list[EpisodeResult]] = [[t.result(high) for t in seed] for seed in played]
-        for seed, episodes in enumerate(results):
-            lines.extend({"policy": name, "kind": kind, **asdict(replace(e, seed=seed))} for e in episodes)
-        actions = np.concatenate([t.actions for seed in played for t in seed])
-        return Contender(
-            name=name,
-            kind=kind,
-            success=np.array([[e.success for e in seed] for seed in results], dtype=np.float64),
-            time_s=np.array([[e.time_s for e in seed] for seed in results]),
-            shares=np.bincount(actions, minlength=high + 1) / len(actions),
-        )
+    def enter(contender: Contender, kind: str) -> Contender:
+        kinds[contender.name] = kind
+        arena.play(contender)
+        return contender
 
-    names = envs.precisions
-    found = [contender(f"always {names[-1]}", "high", [FixedPrecision(high)])]
-    found += [contender(f"always {name}", "low", [FixedPrecision(p)]) for p, name in enumerate(names[:-1])]
+    high, greedy = len(config.precisions) - 1, SamplingParams(**config.sampling).temperature == 0
+    for index in (high, *range(high)):
+        single = single_precision(index, config.precisions)
+        enter(single, single.kind)
     router = PrecisionRouter.load(args.router, args.device)
     forced = forced_types(args.force_high, router)
-    calibration, _ = calibrate(router, config, args, forced)
+    calibration = calibrate_once(args.out / "calibrations", router, config, args, forced, digests)
     points = {f"K={budget_text(t.budget)}": (t.value, t.tie_probability) for t in calibration.thresholds}
     for label, (tau, ties) in (points | {"p≥0.5": (DEFAULT_TAU, 1.0)}).items():
-        policy = forcing(RouterPolicy(router, tau=tau, tie_probability=ties), high, forced)
-        found.append(contender(f"KL-ST {label}", "kl-st", [policy]))
+        enter(routed(f"KL-ST {label}", "router", [RoutedPoint(router, tau, ties, forced)], 1, greedy), "kl-st")
     for advantages, lambda_ in itertools.product(args.advantages, args.lambdas):
         folders = [run_folder(args, advantages, lambda_, seed) for seed in range(args.seeds)]
-        routers = [PrecisionRouter.load(folder / "router", args.device) for folder in folders]
-        policies = [RouterPolicy(router, mode="argmax") for router in routers]
-        found.append(contender(f"GRPO {advantages} λ={lambda_:g}", f"grpo {advantages} {lambda_}", policies))
+        trained = [RoutedPoint(PrecisionRouter.load(folder / "router", args.device)) for folder in folders]
+        name, way = f"GRPO {advantages} λ={lambda_!r}", f"{advantages} {lambda_}"
+        grpo = enter(routed(name, "grpo", trained, args.seeds, greedy, lambda_=lambda_), f"grpo {way}")
         # Random routing has the shares of all seeds together, and as many seeds of its own.
-        shares = found[-1].shares.tolist()
-        draws = [RandomPolicy(shares, len(names), seed) for seed in range(args.seeds)]
-        found.append(contender(f"random {shares[-1]:.0%} {names[-1]}", f"random {advantages} {lambda_}", draws))
-    text = "".join(json.dumps(line) + "\n" for line in lines)
-    write_atomically(args.out / "episodes.jsonl", lambda part: part.write_text(text, encoding="utf-8"))
-    return found
+        enter(random_like(grpo, arena.shares(grpo), (), args.seeds), f"random {way}")
+    return kinds
 
 
-def tabulate(contenders: Sequence[Contender], args: argparse.Namespace) -> list[dict[str, Any]]:
+def tabulate(contenders: Sequence[Played], args: argparse.Namespace, highest: str) -> list[dict[str, Any]]:
     """A row for each λ and policy: return with its interval, and GRPO's paired differences to the others."""
     rows: list[dict[str, Any]] = []
     for advantages, lambda_ in itertools.product(args.advantages, args.lambdas):
         grpo = next(c for c in contenders if c.kind == f"grpo {advantages} {lambda_}")
         kl_st = max((c for c in contenders if c.kind == "kl-st"), key=lambda c: float(c.returns(lambda_).mean()))
         others = [c for c in contenders if c.kind in ("high", "low")]
-        others += [kl_st, next(c for c in contenders if c.kind == f"random {advantages} {lambda_}")]
+        random = next(c for c in contenders if c.kind == f"random {advantages} {lambda_}")
+        others += [kl_st, replace(random, name=f"random {grpo.shares[-1]:.0%} {highest}")]
         for each in (grpo, *others):
             values = each.returns(lambda_)
             row = {
@@ -279,7 +300,7 @@ def tabulate(contenders: Sequence[Contender], args: argparse.Namespace) -> list[
     return rows
 
 
-def advantage_gaps(contenders: Sequence[Contender], args: argparse.Namespace) -> list[dict[str, Any]]:
+def advantage_gaps(contenders: Sequence[Played], args: argparse.Namespace) -> list[dict[str, Any]]:
     """Return of GRPO with the first way to compute advantages minus that with each other, paired by seed and task."""
     [first, *others], kinds = args.advantages, {c.kind: c for c in contenders}
     gaps = []

@@ -550,6 +550,12 @@ def test_the_comparison_trains_every_setting_and_plays_every_policy(tmp_path: Pa
     compare.main([*options, "--calibration-tasks", "4"])
     assert len(states) == 8
     assert states == {path: path.stat().st_mtime_ns for path in out.glob("runs/*/state.safetensors")}
+    batches = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in (out / "batches").iterdir()}
+    lost = min(batches)
+    lost.unlink()
+    compare.main([*options, "--calibration-tasks", "4"])
+    assert {path: path.read_bytes() for path in (out / "batches").iterdir()} == {p: b for p, (b, _) in batches.items()}
+    assert {p for p, (_, written) in batches.items() if p.stat().st_mtime_ns != written} == {lost}
     results = (out / "results.json").read_bytes()
     for changed in (["--lr", "0.5"], ["--test-panel", "validation"], ["--test-tasks", "4"], ["--lambdas", "0.1"]):
         with pytest.raises(ConfigError, match=f"begun with other .*{changed[0][2:].replace('-', '_')}: choose"):
@@ -567,7 +573,7 @@ def test_the_gap_of_advantages_is_paired_by_seed_and_task() -> None:
         "group_std": ([[0, 1], [1, 1]], [[1, 2], [1, 2]]),
     }
     contenders = [
-        compare.Contender(f"GRPO {way}", f"grpo {way} 0.1", np.array(success), np.array(seconds), np.ones(2))
+        compare.Played(f"GRPO {way}", f"grpo {way} 0.1", np.array(success), np.array(seconds), np.ones(2))
         for way, (success, seconds) in ends.items()
     ]
     args = argparse.Namespace(advantages=["mean", "group_std"], lambdas=[0.1], resamples=200)
