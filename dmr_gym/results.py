@@ -300,11 +300,11 @@ def _returns(
 
 
 def _selection(pairs: Sequence[tuple[PlayedPolicy, Summary]], column: str) -> dict[str, Any] | None:
-    """Section 5.3: single precisions, calibrated budgets, and routers trained on a return, ranked together."""
+    """Section 5.3: single precisions, calibrated budgets, and GRPO at each λ, ranked together."""
     pool = [
         point(policy, summary, column)
         for policy, summary in pairs
-        if policy.kind in ("high", "low") or policy.budget is not None or policy.lambda_ is not None
+        if policy.kind in ("high", "low", "grpo") or policy.budget is not None
     ]
     if not any(each.kind in ROUTED for each in pool):
         return None

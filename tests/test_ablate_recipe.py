@@ -214,7 +214,7 @@ def test_mistakes_end_it_before_anything_is_trained(
 
 
 def test_help_names_every_command(recipe: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
-    """Six of them, with the tables and figures of the paper."""
+    """Seven of them, with the tables and figures of the paper."""
     with pytest.raises(SystemExit, match="0"):
         recipe.main(["--help"])
     text = capsys.readouterr().out

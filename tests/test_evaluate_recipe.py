@@ -249,7 +249,7 @@ def test_trained_routers_join_the_selection(recipe: ModuleType, routers: list[st
     assert [row["episodes"] for row in record["results"] if row["kind"] == "ppo"] == [24]
     pool = record["selection"]["solved"]["names"]
     assert pool[:5] == ["always high", "always low", *(f"router K={k}" for k in ("0.20", "0.40", "0.70"))]
-    assert pool[5:] == ["GRPO λ=0.05", "GRPO λ=0.1", "GRPO λ=0.3", "PPO λ=0.1"]
+    assert pool[5:] == ["GRPO λ=0.05", "GRPO λ=0.1", "GRPO λ=0.3"]
     assert set(record["selection"]["solved"]["best"]) <= set(pool[2:])
     assert sorted({row["lambda"] for row in record["returns"]}) == [0.05, 0.1, 0.2, 0.3]
     # GRPO takes the likeliest precision, which between two is the one above 0.5.
@@ -269,7 +269,7 @@ def test_where_training_began_is_played_as_what_was_trained(
     steps = {name: [line["steps"] for line in lines if line["policy"] == name] for name in names}
     assert steps["KL-ST start"] == steps["GRPO λ=0.1"]
     assert len(steps["KL-ST start"]) == 24
-    assert record["selection"]["all"]["names"] == [*names[:3], "GRPO λ=0.1", "PPO λ=0.1"]
+    assert record["selection"]["all"]["names"] == [*names[:3], "GRPO λ=0.1"]
     assert [team["kind"] for team in record["routers"]] == ["router", "start", "grpo", "ppo"]
     minus = [(d["minus"], d["success"]) for d in record["differences"] if d["policy"] == "GRPO λ=0.1"]
     assert [name for name, _ in minus][:2] == ["random GRPO λ=0.1", "always high"]

@@ -67,8 +67,8 @@ def test_pareto_distances_by_hand(results: Results) -> None:
     assert rows["router K=0.50"]["pareto_distance_oracle"] == pytest.approx(0.125)
 
 
-def test_the_pool_of_the_selection_has_budgets_and_trained_routers(results: Results) -> None:
-    """Not the default threshold, nor random routing; the ranks are those of the two times."""
+def test_the_pool_of_the_selection_has_budgets_and_routers_of_grpo(results: Results) -> None:
+    """Not the default threshold, nor random routing, nor PPO; the ranks are those of the two times."""
     solved, everything = (results.data["selection"][name] for name in ("solved", "all"))
     assert solved["names"] == everything["names"] == ("always bf16", "always w2", "router K=0.50", "GRPO λ=0.1")
     # Success ranks 1.5, 4, 3, 1.5; times of solved episodes rank 4, 1.5, 1.5, 3, of all 4, 3, 1, 2.
@@ -76,6 +76,8 @@ def test_the_pool_of_the_selection_has_budgets_and_trained_routers(results: Resu
     assert solved["best"] == ("router K=0.50", "GRPO λ=0.1")
     assert everything["ranks"] == (2.75, 3.5, 2.0, 1.75)
     assert everything["kinds"] == ("grpo",)
+    ppo = policy("PPO λ=0.1", "ppo", 4, 1.0, 2, lambda_=0.1)
+    assert tabulate([*POLICIES, ppo], 0.05, 10).data["selection"]["all"] == results.data["selection"]["all"]
 
 
 def test_the_gap_recovered_is_set_beside_random_routing(results: Results) -> None:
