@@ -78,7 +78,11 @@ FREE = ("out", "router", "config", "resume", "cache_dir", "checkpoint_every")
 They change no bit of what is learnt, but for ``cache_dir`` with MiniLM: the last bits of an embedding that has to be
 computed again depend on how many texts are embedded at once.
 """
-COLLAPSED_SHARE, COLLAPSED_UPDATES = 0.995, 5
+COLLAPSED_SHARE = 0.95
+"""Of the greedy decisions on held-out tasks: a precision that takes so many has taken over.
+
+A policy that still draws takes the other one now and then for a long time after that.
+"""
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -265,7 +269,6 @@ class Trainer:
                 )
                 done = update + 1
                 log.write(done, figures)
-                self.alarm(log, done)
                 if done % args.validate_every == 0 or done == args.updates:
                     best = self.validate(log, done, best)
                 if done % args.checkpoint_every == 0 or done == args.updates or stop.signal is not None:
@@ -357,25 +360,26 @@ class Trainer:
         """Play the held-out tasks greedily, save the router if it is the best so far, and return the best return."""
         played = rollout(self.held_out, RouterPolicy(self.averaged, mode="argmax"), self.validation_ids)
         value = mean_episode_reward(played)
-        high = np.concatenate([trajectory.actions for trajectory in played]) == len(self.envs.precisions) - 1
-        figures = {"return": value, "success": float(np.mean([t.success for t in played])), "high": float(high.mean())}
+        actions = np.concatenate([trajectory.actions for trajectory in played])
+        shares = np.bincount(actions, minlength=len(self.envs.precisions)) / len(actions)
+        self.alarm(log, done, shares)
+        figures = {"return": value, "success": float(np.mean([t.success for t in played])), "high": float(shares[-1])}
+        figures["collapsed"] = float(shares.max() >= COLLAPSED_SHARE)
         log.write(done, {f"validation/{name}": number for name, number in figures.items()})
         if value > best:
             self.averaged.save(self.args.out / "router")
         return max(value, best)
 
-    def alarm(self, log: RunLog, done: int) -> None:
-        """Say so when one precision has taken over for some updates: it may be the best policy, or a run to look at."""
-        for name in self.envs.precisions:
-            key = f"rollout/share_{name}"
-            shares = [entry[key] for entry in log.history if key in entry]
-            if run_length(shares) == COLLAPSED_UPDATES:
-                tqdm.write(f"update {done}: collapse, {name} took {shares[-1]:.1%} of the last steps")
+    def alarm(self, log: RunLog, done: int, shares: np.ndarray) -> None:
+        """Say so when one precision has taken over: it may be the best policy, or a run to look at.
 
-
-def run_length(shares: Sequence[float]) -> int:
-    """How many of the last shares in a row are those of a collapsed policy."""
-    return next((n for n, share in enumerate(reversed(shares)) if share < COLLAPSED_SHARE), len(shares))
+        Not before the first update, since a new router mostly prefers one precision.
+        """
+        key = "validation/collapsed"
+        before = next((entry[key] for entry in reversed(log.history) if key in entry and entry["update"] > 0), 0.0)
+        if done > 0 and shares.max() >= COLLAPSED_SHARE and not before:
+            name = self.envs.precisions[int(shares.argmax())]
+            tqdm.write(f"update {done}: collapse, {name} takes {shares.max():.1%} of the steps of held-out tasks")
 
 
 if __name__ == "__main__":

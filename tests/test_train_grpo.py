@@ -229,28 +229,45 @@ def test_a_signal_in_the_first_validation_saves_and_the_record_keeps_its_origin(
 
 
 def test_a_collapse_is_announced_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Five updates in a row make it one; the sixth says nothing, a way back and five more say it again.
+    """Where nineteen in twenty greedy decisions on held-out tasks are of one precision; after a way back, once more.
 
-    Either precision can take over, a validation in between breaks no row, and a resumed run remembers what was before.
+    Either precision can take over, updates in between change nothing, and a resumed run remembers what was before.
     """
     trainer = argparse.Namespace(envs=argparse.Namespace(precisions=("low", "high")))
 
     def feed(log: RunLog, first: int, highs: Sequence[float]) -> list[str]:
         for done, high in enumerate(highs, first):
-            log.write(done, {"rollout/share_low": 1 - high, "rollout/share_high": high})
-            recipe.Trainer.alarm(trainer, log, done)
-            log.write(done, {"validation/high": 0.5})
+            recipe.Trainer.alarm(trainer, log, done, np.array([1 - high, high]))
+            log.write(done, {"validation/collapsed": float(max(high, 1 - high) >= recipe.COLLAPSED_SHARE)})
+            log.write(done, {"rollout/share_high": 0.5})
         return capsys.readouterr().out.splitlines()
 
     with RunLog(tmp_path, 0) as log:
-        assert feed(log, 1, [0.9, 1.0, 1.0, 1.0, 0.995]) == []
-        assert feed(log, 6, [0.996]) == ["update 6: collapse, high took 99.6% of the last steps"]
-        assert feed(log, 7, [1.0, 1.0]) == []
-        assert feed(log, 9, [0.994, 1.0, 1.0, 1.0, 1.0]) == []
-    with RunLog(tmp_path, 13) as log:
-        assert feed(log, 14, [1.0]) == ["update 14: collapse, high took 100.0% of the last steps"]
-        assert feed(log, 15, [0.0] * 4) == []
-        assert feed(log, 19, [0.0, 0.0]) == ["update 19: collapse, low took 100.0% of the last steps"]
+        assert feed(log, 1, [0.9, 0.94]) == []
+        assert feed(log, 3, [0.96]) == ["update 3: collapse, high takes 96.0% of the steps of held-out tasks"]
+        assert feed(log, 4, [1.0, 1.0]) == []
+        assert feed(log, 6, [0.5]) == []
+        assert feed(log, 7, [0.03]) == ["update 7: collapse, low takes 97.0% of the steps of held-out tasks"]
+    with RunLog(tmp_path, 7) as log:
+        assert feed(log, 8, [0.0]) == []
+
+
+def test_a_router_that_has_collapsed_sets_off_the_alarm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One that takes the low precision everywhere does after the first update, though it still draws the other."""
+    recipe.main([*SMALL, "--out", str(tmp_path / "first"), "--updates", "1", "--lr", "1e-9"])
+    router = PrecisionRouter.load(tmp_path / "first" / "router")
+    with torch.no_grad():
+        router.head.weight.zero_()
+        router.head.bias.copy_(torch.tensor([1.0, -1.0]))
+    router.save(tmp_path / "low")
+    capsys.readouterr()
+    command = [*SMALL, "--router", str(tmp_path / "low"), "--out", str(tmp_path / "run"), "--updates", "1"]
+    recipe.main([*command, "--lr", "1e-9"])
+    announced = [line for line in capsys.readouterr().out.splitlines() if "collapse" in line]
+    assert announced == ["update 1: collapse, low takes 100.0% of the steps of held-out tasks"]
+    history = read_history(tmp_path / "run")
+    assert [entry["validation/collapsed"] for entry in history if "validation/collapsed" in entry] == [1.0, 1.0]
+    assert 0 < next(entry["rollout/share_high"] for entry in history if "rollout/share_high" in entry) < 0.4
 
 
 @pytest.fixture(scope="module")
