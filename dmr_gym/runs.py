@@ -142,7 +142,7 @@ def provenance() -> dict[str, Any]:
     """Return what a result depends on beside its settings, and how long it took.
 
     Returns:
-        "python", "machine" (its architecture), "processor" (model, and how many CPUs this process may use),
+        "python", "machine" (its architecture), "processor" (model, AMX or AVX, CPUs that this process may use),
         "process_s" (wall clock in seconds since this process began: of a run that was resumed its last part alone, of
         one of several runs in a process those before it too), installed "versions", and the "git" commit if any.
     """
@@ -160,15 +160,21 @@ def provenance() -> dict[str, Any]:
     }
 
 
+_VECTOR_UNITS = {"amx_tile": "AMX", "avx512f": "AVX-512", "avx2": "AVX2"}
+"""What Linux calls the units that decide how fast matrices are multiplied, the fastest first."""
+
+
 def _processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """Model of the processor, and how many CPUs this process may use; what nobody tells is left out."""
-    model = platform.processor()
+    """Model of the processor, its fastest units, and how many CPUs this process may use, as far as known."""
+    model, units = platform.processor(), None
     if cpuinfo.is_file():
         lines = [line.partition(":") for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()]
-        model = next((value.strip() for name, _, value in lines if name.strip() == "model name"), model)
+        told = {name.strip(): value.strip() for name, _, value in reversed(lines)}  # of the first processor
+        model, flags = told.get("model name", model), told.get("flags", "").split()
+        units = next((unit for flag, unit in _VECTOR_UNITS.items() if flag in flags), None)
     # Not everywhere: macOS has no affinity.
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return ", ".join(part for part in (model, f"{cpus} CPUs" if cpus else "") if part)
+    return ", ".join(part for part in (model, units, f"{cpus} CPUs" if cpus else "") if part)
 
 
 def _commit() -> str | None:

@@ -67,6 +67,14 @@ def test_provenance_names_the_processor_and_the_time_taken(tmp_path, monkeypatch
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text("processor\t: 0\nmodel name\t: Xeon: 2 GHz\n\nprocessor\t: 1\nmodel name\t: other\n")
     assert runs._processor(cpuinfo) == "Xeon: 2 GHz, 3 CPUs"
+    flags = "flags\t\t: fma avx2 avx512f\n"
+    for found, units in (
+        (flags, "AVX-512"),
+        (flags.replace("avx512f", "f16c"), "AVX2"),
+        (flags[:-1] + " amx_tile\n", "AMX"),
+    ):
+        cpuinfo.write_text(f"processor\t: 0\nmodel name\t: EPYC\n{found}\nprocessor\t: 1\nflags\t: none\n")
+        assert runs._processor(cpuinfo) == f"EPYC, {units}, 3 CPUs"
     cpuinfo.write_text("processor\t: 0\nBogoMIPS\t: 50\n")
     assert runs._processor(cpuinfo) == "arm, 3 CPUs"
     monkeypatch.delattr(os, "sched_getaffinity")
