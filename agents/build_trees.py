@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from dmr_gym.command_line import add_env_options, chosen_env, first_tasks, recipe_parser, run
+from dmr_gym.command_line import add_env_options, add_task_range, chosen_env, first_tasks, recipe_parser, run
 from dmr_gym.config import EnvConfig
 from dmr_gym.errors import ConfigError
 from dmr_gym.parts import Parts, build_parts
@@ -51,14 +51,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--out", type=Path, required=True, metavar="DIR", help="folder for everything this run writes")
     add("--panel", default="test", help="panel of tasks (default: %(default)s)")
-    add("--tasks", type=int, metavar="N", help="the next N tasks of the panel (default: all)")
-    add(
-        "--skip-tasks",
-        type=int,
-        default=0,
-        metavar="N",
-        help="leave out the first N tasks of the panel: those that a router has learnt from (default: %(default)s)",
-    )
+    add_task_range(parser)
     add(
         "--budget",
         type=int,

@@ -41,6 +41,7 @@ from dmr_gym import trained_on
 from dmr_gym.command_line import (
     add_env_options,
     add_router_options,
+    add_task_range,
     chosen_env,
     first_tasks,
     make_envs,
@@ -92,14 +93,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--router", type=Path, metavar="DIR", help="router to begin with and to stay near (default: a new one)")
     add("--out", type=Path, required=True, metavar="DIR", help="folder for everything this run writes")
     add("--panel", default="train", help="panel of tasks to learn from (default: %(default)s)")
-    add("--tasks", type=int, metavar="N", help="the next N tasks of that panel (default: all)")
-    add(
-        "--skip-tasks",
-        type=int,
-        default=0,
-        metavar="N",
-        help="leave out the first N tasks of that panel: those that --router has learnt from (default: %(default)s)",
-    )
+    add_task_range(parser)
     add("--validation-panel", default="validation", help="panel of held-out tasks (default: %(default)s)")
     add("--validation-tasks", type=int, metavar="N", help="first N tasks of that panel (default: all)")
     add("--validate-every", type=int, default=10, metavar="N", help="updates between validations (default: 10)")
@@ -362,24 +356,25 @@ class Trainer:
         value = mean_episode_reward(played)
         actions = np.concatenate([trajectory.actions for trajectory in played])
         shares = np.bincount(actions, minlength=len(self.envs.precisions)) / len(actions)
-        self.alarm(log, done, shares)
         figures = {"return": value, "success": float(np.mean([t.success for t in played])), "high": float(shares[-1])}
-        figures["collapsed"] = float(shares.max() >= COLLAPSED_SHARE)
+        figures["collapsed"] = float(self.alarm(log, done, shares))
         log.write(done, {f"validation/{name}": number for name, number in figures.items()})
         if value > best:
             self.averaged.save(self.args.out / "router")
         return max(value, best)
 
-    def alarm(self, log: RunLog, done: int, shares: np.ndarray) -> None:
-        """Say so when one precision has taken over: it may be the best policy, or a run to look at.
+    def alarm(self, log: RunLog, done: int, shares: np.ndarray) -> bool:
+        """Tell whether one precision has taken over, and say so once: it may be the best policy, or a run to look at.
 
-        Not before the first update, since a new router mostly prefers one precision.
+        Nothing is said before the first update, since a new router mostly prefers one precision.
         """
         key = "validation/collapsed"
         before = next((entry[key] for entry in reversed(log.history) if key in entry and entry["update"] > 0), 0.0)
-        if done > 0 and shares.max() >= COLLAPSED_SHARE and not before:
+        collapsed = bool(shares.max() >= COLLAPSED_SHARE)
+        if done > 0 and collapsed and not before:
             name = self.envs.precisions[int(shares.argmax())]
             tqdm.write(f"update {done}: collapse, {name} takes {shares.max():.1%} of the steps of held-out tasks")
+        return collapsed
 
 
 if __name__ == "__main__":

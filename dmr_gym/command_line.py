@@ -286,6 +286,19 @@ def _tasks_digest(config: EnvConfig, panel: str) -> str:
     return hashlib.sha256(json.dumps([ids, starts]).encode()).hexdigest()
 
 
+def add_task_range(parser: argparse.ArgumentParser) -> None:
+    """Add ``--tasks`` and ``--skip-tasks``, for `first_tasks`."""
+    add = parser.add_argument
+    add("--tasks", type=int, metavar="N", help="first N tasks of that panel, behind those skipped (default: all)")
+    add(
+        "--skip-tasks",
+        type=int,
+        default=0,
+        metavar="N",
+        help="leave out the first N tasks of that panel: those that a router has learnt from (default: %(default)s)",
+    )
+
+
 def first_tasks(envs: PrecisionRoutingVectorEnv | Parts, number: int | None, skip: int = 0) -> list[str]:
     """Return the first ``number`` task ids of the panel after ``skip`` of them, or all of these for None.
 

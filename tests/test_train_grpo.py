@@ -237,8 +237,9 @@ def test_a_collapse_is_announced_once(tmp_path: Path, capsys: pytest.CaptureFixt
 
     def feed(log: RunLog, first: int, highs: Sequence[float]) -> list[str]:
         for done, high in enumerate(highs, first):
-            recipe.Trainer.alarm(trainer, log, done, np.array([1 - high, high]))
-            log.write(done, {"validation/collapsed": float(max(high, 1 - high) >= recipe.COLLAPSED_SHARE)})
+            collapsed = recipe.Trainer.alarm(trainer, log, done, np.array([1 - high, high]))
+            assert collapsed == (max(high, 1 - high) >= 0.95)
+            log.write(done, {"validation/collapsed": float(collapsed)})
             log.write(done, {"rollout/share_high": 0.5})
         return capsys.readouterr().out.splitlines()
 
