@@ -17,8 +17,11 @@ How this differs from the paper, which does not state the first two choices:
     python agents/collect_kl.py --out runs/kl-toy --env DMR-Toy-v0
     python agents/collect_kl.py --out runs/kl --config configs/alfworld.toml --set lambda_=0.05
 
-``--out`` then holds kl.safetensors, run.json, kl_histogram.png, and a file an episode in episodes/. Started again after
-it was stopped or killed, with the same options, it goes on with the episodes that are missing; ``--tasks`` may grow.
+    tensorboard --logdir runs/kl/tensorboard
+
+``--out`` then holds kl.safetensors, run.json, kl_histogram.png, a file an episode in episodes/, and in history.jsonl
+and tensorboard/ the success and KL of the episodes so far. Started again after it was stopped or killed, with the same
+options, it goes on with the episodes that are missing; ``--tasks`` may grow.
 """
 
 from __future__ import annotations
@@ -43,7 +46,7 @@ from dmr_gym.kl_training import Labelling, label_dataset, labelling_lines
 from dmr_gym.policies import FixedPrecision
 from dmr_gym.rollout import Trajectory, rollout
 from dmr_gym.runs import RunRecord, file_digest, task_file_stem, write_atomically
-from dmr_gym.training import claim_folder, stop_on_signal
+from dmr_gym.training import RunLog, claim_folder, stop_on_signal
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -101,21 +104,28 @@ def main(argv: Sequence[str] | None = None) -> None:
     claim_folder(args.out, settings, resume=True)
     record = RunRecord(args.out, {"settings": settings})
     paths = {task_id: args.out / "episodes" / f"{task_file_stem(task_id)}.safetensors" for task_id in task_ids}
-    missing = [task_id for task_id, path in paths.items() if not _is_done(path, settings)]
+    done = {task_id: path for task_id, path in paths.items() if _is_done(path, settings)}
+    missing = [task_id for task_id in task_ids if task_id not in done]
+    course = Course(envs.precisions[:-1])
+    for path in done.values():
+        course.add(KLDataset.load(path))
 
-    totals = np.zeros(4)  # of the episodes of this start: solved, all, KL, and its count
-    with stop_on_signal("episode", "the same command") as stop:
+    with (
+        RunLog(args.out, len(done)) as log,
+        stop_on_signal("episode", "the same command") as stop,
+    ):
 
         def label_and_save(trajectory: Trajectory) -> dict[str, str]:
             path = paths[trajectory.key.task_id]
             labelled = label_trajectory(trajectory, envs.backend, **options)
             record.work()
             labelled.save(path, settings)
+            course.add(labelled)
+            figures = course.figures()
+            log.write(course.episodes, figures)
             stop.leave(f"the episode of {trajectory.key.task_id}")
-            kls = labelled.kl_action
-            totals[:] += (trajectory.success, 1, kls.sum(), kls.size)
-            success, kl = totals[::2] / totals[1::2]
-            return {"success": f"{success:.2f}", "KL": f"{kl:.3g} nats"}
+            kl = np.mean([figures[f"collect/kl_{name}"] for name in course.lower])
+            return {"success": f"{figures['collect/success']:.2f}", "KL": f"{kl:.3g} nats"}
 
         high = FixedPrecision(len(envs.precisions) - 1)
         title = f"{envs.precisions[-1]} plays {args.panel}"
@@ -144,6 +154,31 @@ def main(argv: Sequence[str] | None = None) -> None:
     for line in labelling_lines(labelling, lower):
         print(line)
     print(f"wrote {args.out / 'kl.safetensors'} and {picture}")
+
+
+class Course:
+    """What the episodes of a collection have had so far, in any order.
+
+    Args:
+        lower: names of the lower precisions.
+    """
+
+    def __init__(self, lower: Sequence[str]) -> None:
+        self.lower, self.episodes, self.solved, self.steps = tuple(lower), 0, 0, 0
+        self.kl = np.zeros(len(lower))
+
+    def add(self, data: KLDataset) -> None:
+        """Count an episode."""
+        self.episodes += len(data)
+        self.solved += int(data.success.sum())
+        self.steps += len(data.kl_action)
+        self.kl += data.kl_action.sum(axis=0, dtype=np.float64)
+
+    def figures(self) -> dict[str, float]:
+        """Success, steps an episode, and the mean KL of a step's action in nats for each lower precision."""
+        found = {"collect/success": self.solved / self.episodes, "collect/steps": self.steps / self.episodes}
+        kls = (self.kl / max(self.steps, 1)).tolist()
+        return found | {f"collect/kl_{name}": kl for name, kl in zip(self.lower, kls, strict=True)}
 
 
 def summarize(dataset: KLDataset, labelling: Labelling) -> dict[str, Any]:

@@ -6,8 +6,9 @@ the shares of each GRPO run then play the test panel. Returns are R = success - 
 router decided. GRPO's routers decide greedily.
 
 Intervals are 95 %: over tasks for policies without training seeds; for GRPO, training seeds and tasks are both drawn
-anew. Differences are paired by task. Of the KL-ST settings, each λ shows the one with the best return on the test panel
-itself, which favours KL-ST.
+anew. Differences are paired by task. Of the settings of a KL-ST router, each λ shows the one with the best return on
+the test panel itself, which favours KL-ST. ``--rivals`` adds further KL-ST routers, of other seeds or of more data,
+each shown in the same way.
 
     python agents/compare_grpo.py --router runs/kl-st/router --out runs/compare --lambdas 0.05 0.1 0.2
     python agents/compare_grpo.py --router runs/kl-st/router --out runs/compare --advantages mean group_std
@@ -54,6 +55,7 @@ from dmr_gym.deployment import (
     budget_text,
     calibrate_once,
     check_calibration_args,
+    check_router,
     forced_types,
 )
 from dmr_gym.errors import ConfigError
@@ -115,6 +117,7 @@ def parse_args(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str
     parser = recipe_parser(__doc__, "compare_grpo")
     add = parser.add_argument
     add("--router", type=Path, required=True, metavar="DIR", help="KL-ST router to begin with")
+    add("--rivals", type=Path, nargs="+", default=[], metavar="DIR", help="further KL-ST routers to compare with")
     add("--out", type=Path, required=True, metavar="DIR", help="folder for everything this run writes")
     add(
         "--lambdas",
@@ -143,6 +146,9 @@ def parse_args(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str
         raise ConfigError(f"--seeds must be at least 1, got {args.seeds}")
     if min(args.lambdas) < 0 or len(set(args.lambdas)) < len(args.lambdas):
         raise ConfigError(f"--lambdas must be different numbers of at least 0, got {args.lambdas}")
+    names = [rival_name(folder) for folder in args.rivals]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"--rivals go by the names of their runs, which must differ, got {names}")
     if any(option.split("=")[0] == "--seed" for option in rest):
         raise ConfigError("--seed is set for each run: --seeds N makes runs of the seeds 0 to N - 1")
     return args, rest
@@ -200,14 +206,21 @@ def claim(
 ) -> None:
     """Refuse wrong options of the training, and a folder of other results.
 
-    More λ, seeds, and ways to compute advantages may join those that are there.
+    More λ, seeds, ways to compute advantages, and rivals may join those that are there.
     """
     training = train_grpo.parse_args(["--out", str(args.out), *env_options(args), *rest])
     settings = settings_of(training) | settings_of(args) | {"env_id": env_id, "env": asdict(config)}
     settings["env"].pop("cache_dir")
     settings["router_digest"] = PrecisionRouter.load(args.router).digest()
+    settings["rivals"] = [f"{rival_name(path)} {PrecisionRouter.load(path).digest()}" for path in args.rivals]
     settings |= digests
-    claim_folder(args.out, settings, True, train_grpo.FREE, growing=("lambdas", "seeds", "advantages"))
+    claim_folder(args.out, settings, True, train_grpo.FREE, growing=("lambdas", "seeds", "advantages", "rivals"))
+
+
+def rival_name(folder: Path) -> str:
+    """What a rival is called: the run whose ``router`` it is, or its own folder."""
+    folder = folder.resolve()
+    return folder.parent.name if folder.name == "router" else folder.name
 
 
 def run_folder(args: argparse.Namespace, advantages: str, lambda_: float, seed: int) -> Path:
@@ -254,12 +267,15 @@ def play(arena: Arena, config: EnvConfig, args: argparse.Namespace, digests: dic
     for index in (high, *range(high)):
         single = single_precision(index, config.precisions)
         enter(single, single.kind)
-    router = PrecisionRouter.load(args.router, args.device)
-    forced = forced_types(args.force_high, router)
-    calibration = calibrate_once(args.out / "calibrations", router, config, args, forced, digests)
-    points = {f"K={budget_text(t.budget)}": (t.value, t.tie_probability) for t in calibration.thresholds}
-    for label, (tau, ties) in (points | {"p≥0.5": (DEFAULT_TAU, 1.0)}).items():
-        enter(routed(f"KL-ST {label}", "router", [RoutedPoint(router, tau, ties, forced)], 1, greedy), "kl-st")
+    for index, folder in enumerate((args.router, *args.rivals)):
+        name, kind = (rival_name(folder), f"kl-st rival {index}") if index else ("KL-ST", "kl-st")
+        router = PrecisionRouter.load(folder, args.device)
+        check_router(router, config)
+        forced = forced_types(args.force_high, router)
+        calibration = calibrate_once(args.out / "calibrations", router, config, args, forced, digests)
+        points = {f"K={budget_text(t.budget)}": (t.value, t.tie_probability) for t in calibration.thresholds}
+        for label, (tau, ties) in (points | {"p≥0.5": (DEFAULT_TAU, 1.0)}).items():
+            enter(routed(f"{name} {label}", "router", [RoutedPoint(router, tau, ties, forced)], 1, greedy), kind)
     for advantages, lambda_ in itertools.product(args.advantages, args.lambdas):
         folders = [run_folder(args, advantages, lambda_, seed) for seed in range(args.seeds)]
         trained = [RoutedPoint(PrecisionRouter.load(folder / "router", args.device)) for folder in folders]
@@ -275,17 +291,19 @@ def tabulate(contenders: Sequence[Played], args: argparse.Namespace, highest: st
     rows: list[dict[str, Any]] = []
     for advantages, lambda_ in itertools.product(args.advantages, args.lambdas):
         grpo = next(c for c in contenders if c.kind == f"grpo {advantages} {lambda_}")
-        kl_st = max((c for c in contenders if c.kind == "kl-st"), key=lambda c: float(c.returns(lambda_).mean()))
         others = [c for c in contenders if c.kind in ("high", "low")]
+        # Of each KL-ST router, that with which GRPO begins and then the rivals, its best setting here.
+        for kind in dict.fromkeys(c.kind for c in contenders if c.kind.startswith("kl-st")):
+            others.append(best_setting([c for c in contenders if c.kind == kind], lambda_))
         random = next(c for c in contenders if c.kind == f"random {advantages} {lambda_}")
-        others += [kl_st, replace(random, name=f"random {grpo.shares[-1]:.0%} {highest}")]
+        others.append(replace(random, name=f"random {grpo.shares[-1]:.0%} {highest}"))
         for each in (grpo, *others):
             values = each.returns(lambda_)
             row = {
                 "advantages": advantages,
                 "lambda": lambda_,
                 "policy": each.name,
-                "kind": each.kind.split()[0],
+                "kind": "rival" if each.kind.startswith("kl-st rival") else each.kind.split()[0],
                 "return": float(values.mean()),
                 "return_ci": asdict(interval(values, args.resamples)),
                 "returns_of_seeds": values.mean(axis=1).tolist(),
@@ -298,6 +316,11 @@ def tabulate(contenders: Sequence[Played], args: argparse.Namespace, highest: st
                 row |= {"grpo_minus": float(gap.mean()), "grpo_minus_ci": asdict(interval(gap, args.resamples))}
             rows.append(row)
     return rows
+
+
+def best_setting(settings: Sequence[Played], lambda_: float) -> Played:
+    """The one with the largest mean return at a λ; the first of equals."""
+    return max(settings, key=lambda played: float(played.returns(lambda_).mean()))
 
 
 def advantage_gaps(contenders: Sequence[Played], args: argparse.Namespace) -> list[dict[str, Any]]:

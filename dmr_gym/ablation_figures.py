@@ -89,7 +89,8 @@ def draw_returns(rows: Sequence[Mapping[str, Any]], prices: str, path: Path) -> 
     """
     lambdas = list(dict.fromkeys(row["lambda"] for row in rows))
     ways = list(dict.fromkeys(row["advantages"] for row in rows))
-    styles = {"high": ("0.15", "-"), "low": ("0.6", "-"), "kl-st": ("tab:blue", "--")}
+    styles = {"high": ("0.15", "-"), "low": ("0.6", "-"), "kl-st": ("tab:blue", "--"), "rival": ("tab:purple", ":")}
+    labels = {"kl-st": "best KL-ST", "rival": "other KL-ST routers"}
     figure, panels = pyplot().subplots(
         1, len(lambdas), figsize=(3.2 * len(lambdas) + 1.5, 4), squeeze=False, layout="constrained"
     )
@@ -98,13 +99,9 @@ def draw_returns(rows: Sequence[Mapping[str, Any]], prices: str, path: Path) -> 
         for row in here:
             if row["kind"] in styles and row["advantages"] == ways[0]:
                 color, line = styles[row["kind"]]
-                axes.axhline(
-                    row["return"],
-                    color=color,
-                    linestyle=line,
-                    linewidth=1.2,
-                    label="best KL-ST" if row["kind"] == "kl-st" else row["policy"],
-                )
+                label = labels.get(row["kind"], row["policy"])
+                known = label in axes.get_legend_handles_labels()[1]  # several rivals are one entry of the legend
+                axes.axhline(row["return"], color=color, linestyle=line, linewidth=1.2, label=None if known else label)
         for place, advantages in enumerate(ways):
             for kind, color, shift in (("grpo", "tab:red", -0.1), ("random", "tab:green", 0.15)):
                 row = next(r for r in here if r["kind"] == kind and r["advantages"] == advantages)

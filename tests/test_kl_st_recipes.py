@@ -230,6 +230,21 @@ def test_a_collection_may_grow(collect, tmp_path, monkeypatch):
     assert grown.read_bytes() == whole.read_bytes()
 
 
+def test_the_course_of_a_collection_is_that_of_all_its_episodes(collect, tmp_path):
+    """A line an episode, with the means of all up to there, and again where a collection is gone on with."""
+    out = tmp_path / "kl"
+    for tasks in ("2", "5"):
+        collect.main(["--out", str(out), "--tasks", tasks, *TOY])
+    history = read_history(out)
+    assert [entry["update"] for entry in history] == [1, 2, 3, 4, 5]
+    data = KLDataset.load(out / "kl.safetensors")
+    assert history[-1]["collect/success"] == data.success.mean()
+    assert history[-1]["collect/steps"] == len(data.rows) / 5
+    assert history[-1]["collect/kl_low"] == pytest.approx(data.kl_action.mean(), rel=1e-6)
+    assert len({entry["collect/kl_low"] for entry in history}) == 5
+    assert list((out / "tensorboard").iterdir())
+
+
 def test_a_collection_does_not_move_into_the_folder_of_another_run(collect, uninterrupted):
     """What a training run has left is not mixed with a collection."""
     with pytest.raises(ConfigError, match=r"was begun with other .*env_id.*: choose another --out"):
