@@ -5,7 +5,8 @@ labels by class-weighted cross-entropy (Eq. 6): one causal pass scores all decis
 
 How this differs from the paper, which does not state the first two choices:
 
-1. The threshold is the middle of the plateau that `dmr_gym.calibration.find_plateau` finds; ``--threshold`` sets it.
+1. The threshold is the middle of the plateau that `dmr_gym.calibration.find_plateau` finds; ``--threshold`` sets it,
+   ``--label-share`` takes it from the share of steps that shall lie above.
 2. AdamW 3e-4 with weight decay 0.01, 20 epochs at most, stopped early on the balanced accuracy of held-out tasks.
 3. ``--steps action`` (AO) takes the threshold and the loss from action steps alone, ``--steps all`` (AS) from all.
    In WebShop the paper learns from clicks alone: that is ``--steps click``, and then `agents/calibrate.py` and
@@ -50,6 +51,7 @@ from dmr_gym.kl_training import (
     label_dataset,
     labelling_lines,
     score_router,
+    share_thresholds,
     split_by_task,
 )
 from dmr_gym.losses import class_weights, weighted_cross_entropy
@@ -82,6 +84,13 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="NATS",
         help="KL above which a precision is too low: one for all, or one a lower precision in ascending order "
         "(default: each from its own plateau)",
+    )
+    add(
+        "--label-share",
+        type=float,
+        metavar="X",
+        help="share of steps that are too hard for a precision, in (0, 1), instead of --threshold: τ is the KL that so "
+        "many exceed (default: none)",
     )
     add(
         "--steps",
@@ -119,6 +128,10 @@ def check_args(args: argparse.Namespace) -> None:
     for threshold in args.threshold or ():
         if not threshold >= 0:
             raise ConfigError(f"--threshold must be a number of nats of at least 0, got {threshold}")
+    if args.label_share is not None and args.threshold is not None:
+        raise ConfigError("--threshold and --label-share both say where the thresholds lie: give one of them")
+    if args.label_share is not None and not 0 < args.label_share < 1:
+        raise ConfigError(f"--label-share must lie between 0 and 1, got {args.label_share}")
     torch_device(args.device)
 
 
@@ -128,7 +141,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     data_file = args.data / "kl.safetensors"
     dataset, data_settings = KLDataset.load(data_file), read_settings(data_file)
     trained_on_record = describe_data(dataset, data_settings, args.steps)
-    episodes, labelling = label_dataset(dataset, args.steps, args.threshold)
+    thresholds = args.threshold
+    if args.label_share is not None:
+        thresholds = share_thresholds(dataset, args.steps, args.label_share)
+    episodes, labelling = label_dataset(dataset, args.steps, thresholds)
     training, validation = split_by_task(episodes, dataset.task_ids, args.validation_share, args.seed)
     n_precisions = len(labelling.thresholds) + 1
     weights = class_weights(counted_labels(training), n_precisions)

@@ -163,6 +163,35 @@ def find_plateau(
     )
 
 
+def share_threshold(kls: NDArray[np.floating], share: float) -> float:
+    """Choose τ so that a given share of the steps has a larger KL, or the nearest share that can be had.
+
+    τ lies between two KLs that occur, in the middle on the logarithmic scale, so that equal KLs stay together and no
+    label hangs on a rounding. What KLs without a plateau leave to choose is how rare the critical steps are.
+
+    Args:
+        kls: (N,) KL of each step in nats, at least 0.
+        share: of the steps, in (0, 1).
+
+    Returns:
+        τ in nats. Where all KLs are equal, or too small to be told from zero, that KL, and no step lies above it.
+
+    Raises:
+        ConfigError: no KL, one that is negative or no number, or a share outside (0, 1).
+    """
+    values = np.asarray(kls, dtype=np.float64)
+    if values.ndim != 1 or not len(values) or not (values >= 0).all():
+        raise ConfigError(f"a threshold needs KLs of at least 0, (N,), got shape {values.shape}")
+    if not 0 < share < 1:
+        raise ConfigError(f"the share of steps above a threshold must lie between 0 and 1, got {share}")
+    occurring, counts = np.unique(np.maximum(values, KL_FLOOR), return_counts=True)
+    if len(occurring) == 1:
+        return float(occurring[0])
+    above = 1 - np.cumsum(counts)[:-1] / len(values)
+    at = int(np.argmin(np.abs(above - share)))
+    return float(np.sqrt(occurring[at] * occurring[at + 1]))
+
+
 def label_stability(
     kls: FloatArray, thresholds: float | Sequence[float], decades: Sequence[float] = (0.1, 0.25, 0.5, 1.0)
 ) -> list[LabelStability]:

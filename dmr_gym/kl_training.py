@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dmr_gym import trained_on
-from dmr_gym.calibration import LabelStability, Plateau, find_plateau, label_stability
+from dmr_gym.calibration import LabelStability, Plateau, find_plateau, label_stability, share_threshold
 from dmr_gym.errors import ConfigError
 from dmr_gym.kl import Steps, counted_steps, precision_labels
 from dmr_gym.kl_dataset import KLDataset
@@ -109,10 +109,7 @@ def label_dataset(
     Raises:
         ConfigError: no step counts, too few for a plateau, or another number of thresholds.
     """
-    counted = counted_steps(dataset.step_types, steps)
-    if not counted.any():
-        found = ", ".join(sorted(set(dataset.step_types)))
-        raise ConfigError(f"no step of the data counts with --steps {steps}: its types are {found}")
+    counted = _counted(dataset, steps)
     kls = dataset.kls(steps)
     lower = kls.shape[1]
     plateaus = None
@@ -127,6 +124,29 @@ def label_dataset(
     columns = zip(dataset.split(dataset.rows), dataset.split(labels), dataset.split(counted), strict=True)
     stability = tuple(label_stability(kls[counted], taus))
     return [LabelledEpisode(*column) for column in columns], Labelling(steps, taus, plateaus, stability)
+
+
+def share_thresholds(dataset: KLDataset, steps: Steps, share: float) -> list[float]:
+    """τ in nats of each of the P - 1 lower precisions, above which a share of the counted steps lies.
+
+    Args:
+        dataset: of M trajectories.
+        steps: which count, as for `label_dataset`.
+        share: of the counted steps, in (0, 1); where KLs are tied, the nearest that can be had.
+
+    Raises:
+        ConfigError: no step counts, or another share.
+    """
+    return [share_threshold(column, share) for column in dataset.kls(steps)[_counted(dataset, steps)].T]
+
+
+def _counted(dataset: KLDataset, steps: Steps) -> NDArray[np.bool_]:
+    """`counted_steps`, at least one of which must count."""
+    counted = counted_steps(dataset.step_types, steps)
+    if not counted.any():
+        found = ", ".join(sorted(set(dataset.step_types)))
+        raise ConfigError(f"no step of the data counts with --steps {steps}: its types are {found}")
+    return counted
 
 
 def labelling_lines(labelling: Labelling, lower: Sequence[str]) -> list[str]:

@@ -8,11 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dmr_gym.calibration import (
+    KL_FLOOR,
     binomial_interval,
     budget_threshold,
     describe_scores,
     find_plateau,
     label_stability,
+    share_threshold,
     step_share,
 )
 from dmr_gym.errors import ConfigError
@@ -99,6 +101,40 @@ def test_one_mode_falls_back_to_otsu():
     assert plateau.low == plateau.threshold == plateau.high
     assert plateau.share_inside == 0.0
     assert 0.4 < plateau.share_above < 0.6
+
+
+def test_a_share_of_labels_gives_its_threshold():
+    """Of 1e-4 ... 1e-1 a quarter lies above 10^-1.5; ties go together, to the nearest share; one KL is not split."""
+    assert share_threshold(np.array([1e-4, 1e-3, 1e-2, 1e-1]), 0.25) == pytest.approx(10**-1.5)
+    assert share_threshold(np.array([1e-4, 1e-3, 1e-2, 1e-1]), 0.5) == pytest.approx(10**-2.5)
+    tied = np.array([0.0] * 6 + [0.04] * 3 + [0.16])
+    assert share_threshold(tied, 0.2) == pytest.approx(0.08)  # 0.1 and 0.4 can be had
+    assert share_threshold(tied, 0.3) == pytest.approx(np.sqrt(KL_FLOOR * 0.04))
+    assert share_threshold(np.full(5, 0.3), 0.5) == 0.3
+    assert share_threshold(np.array([0.0, 1e-12, 1e-11]), 0.5) == KL_FLOOR
+
+
+@given(st.lists(st.floats(0, 10), min_size=2, max_size=40).filter(lambda kls: len(set(kls)) > 1), st.floats(0.01, 0.99))
+def test_no_other_threshold_comes_nearer_to_a_share(kls, share):
+    """Over every place where KLs could be split, those below the floor apart."""
+    values = np.maximum(np.array(kls), KL_FLOOR)
+    places = np.unique(values)[:-1]
+    found = abs((values > share_threshold(values, share)).mean() - share)
+    assert all(found <= abs((values > place).mean() - share) + 1e-12 for place in places)
+
+
+@pytest.mark.parametrize(
+    ("kls", "share", "message"),
+    [
+        (np.array([]), 0.5, r"KLs of at least 0, \(N,\), got shape \(0,\)"),
+        (np.array([0.1, np.nan]), 0.5, "KLs of at least 0"),
+        (np.array([0.1, 0.2]), 1.0, "must lie between 0 and 1, got 1.0"),
+    ],
+)
+def test_shares_that_give_no_threshold_are_refused(kls, share, message):
+    """Nothing to split, no numbers, and a share of all."""
+    with pytest.raises(ConfigError, match=message):
+        share_threshold(kls, share)
 
 
 def test_zeros_count_as_the_floor():

@@ -11,6 +11,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+from dmr_gym.calibration import share_threshold
 from dmr_gym.errors import ConfigError
 from dmr_gym.kl import precision_labels
 from dmr_gym.kl_dataset import KLDataset
@@ -189,6 +190,26 @@ def test_early_stopping_remembers_across_a_resumption(train, critical, tmp_path)
         assert PrecisionRouter.load(tmp_path / "router").digest() == digest
     train.main([*options, "--epochs", "9", "--patience", "3", "--resume"])  # there is nothing left to do
     assert json.loads((tmp_path / "run.json").read_text())["history"] == record["history"]
+
+
+def test_labels_may_be_asked_for_by_their_share(train, three, tmp_path, capsys):
+    """Each lower precision gets its own τ, above which about that share of the steps lies; the record has both."""
+    options = ["--data", str(three), "--epochs", "1", *TINY]
+    train.main([*options, "--out", str(tmp_path / "st"), "--label-share", "0.25"])
+    record = json.loads((tmp_path / "st" / "run.json").read_text())
+    kls = KLDataset.load(three / "kl.safetensors").kl_action
+    taus = record["labelling"]["thresholds"]
+    assert taus == [share_threshold(column, 0.25) for column in kls.T]
+    assert record["settings"]["label_share"] == 0.25
+    assert "nats, given" in capsys.readouterr().out
+    train.main([*options, "--out", str(tmp_path / "same"), "--threshold", *map(repr, taus)])
+    assert read_tensors(tmp_path / "same" / "router/router.safetensors") == read_tensors(
+        tmp_path / "st" / "router/router.safetensors"
+    )
+    with pytest.raises(ConfigError, match="--threshold and --label-share both say"):
+        train.main([*options, "--out", str(tmp_path / "x"), "--threshold", "0.1", "--label-share", "0.1"])
+    with pytest.raises(ConfigError, match=r"--label-share must lie between 0 and 1, got 1\.5"):
+        train.main([*options, "--out", str(tmp_path / "x"), "--label-share", "1.5"])
 
 
 def test_a_training_folder_belongs_to_its_settings(train, critical, uninterrupted):
