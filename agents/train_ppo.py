@@ -4,8 +4,9 @@ The policy is the router and a value head on its trunk; it is asked, updated and
 every update is one call of ``PPO.learn``. The return is undiscounted by default, R = r_success − λ·T (Eq. 8). Reaching
 the step cap terminates an episode, so no value is bootstrapped there.
 
-1. Tasks are drawn from ``--panel`` at random. Every ``--evaluate-every`` updates the likeliest actions are played on
-   the held-out ``--validation-panel``, and the router of the best mean return is kept.
+1. Tasks are drawn at random from ``--panel``, or from the part of it that ``--tasks`` and ``--skip-tasks`` name. The
+   likeliest actions are played every ``--evaluate-every`` updates on the held-out ``--validation-panel``, and the router
+   of the best mean return is kept.
 2. ``--router`` starts from a router of agents/train_kl_st.py; without it weights are random.
 3. All chance of an update is a function of (seed, update). Episodes run on from one update into the next: a state file
    holds each one's task, sample index and actions, and ``--resume`` plays them again, from the completion cache. So a
@@ -43,6 +44,7 @@ from dmr_gym import trained_on
 from dmr_gym.command_line import (
     ROUTER_SIZES,
     add_env_options,
+    add_task_range,
     chosen_env,
     first_tasks,
     make_envs,
@@ -89,6 +91,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--out", type=Path, required=True, metavar="DIR", help="folder for everything this run writes")
     add("--panel", default="train", help="panel of the tasks to learn from (default: %(default)s)")
+    add_task_range(parser)
     add("--validation-panel", default="validation", help="panel that chooses the router (default: %(default)s)")
     add("--validation-tasks", type=int, metavar="N", help="first N tasks of that panel (default: all)")
     add(
@@ -165,6 +168,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     env_id, config = chosen_env(args, args.out / "cache")
     start = PrecisionRouter.load(args.router) if args.router is not None else None
     envs = make_envs(config, args.panel, args.num_envs)
+    envs.keep_tasks(first_tasks(envs, args.tasks, args.skip_tasks))
     held_out = make_envs(config, args.validation_panel, args.num_envs)
     tasks = first_tasks(held_out, args.validation_tasks)
     models = {name: envs.backend.digest(name) for name in envs.precisions}

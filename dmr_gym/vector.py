@@ -80,6 +80,21 @@ class PrecisionRoutingVectorEnv(VectorEnv[FloatArray, NDArray[np.int64], NDArray
         """Ids of the panel, for ``reset(options={"task_id": ...})``."""
         return self._parts.task_ids
 
+    def keep_tasks(self, task_ids: Sequence[str]) -> None:
+        """Draw from some tasks of the panel alone, where `reset` is told none; `task_ids` are these from then on.
+
+        Args:
+            task_ids: of the panel, at least one.
+
+        Raises:
+            ConfigError: none, or one that the panel has not.
+        """
+        unknown = sorted(set(task_ids) - set(self.task_ids))
+        if unknown or not task_ids:
+            came = f"{unknown[0]!r}, which it has not" if unknown else "none"
+            raise ConfigError(f"expected tasks of the panel of {len(self.task_ids)}, got {came}")
+        self._parts = dataclasses.replace(self._parts, task_ids=tuple(task_ids))
+
     @property
     def is_streaming(self) -> bool:
         """Whether answers come one by one, so that `send` and `receive` gain something over `step`."""

@@ -228,6 +228,24 @@ def test_training_starts_from_a_router_and_keeps_it_where_nothing_is_better(
         train_ppo.main(["--out", str(tmp_path / "other"), *options, *SIZES])
 
 
+def test_training_may_play_a_part_of_its_panel(train_ppo: ModuleType, tmp_path: Path) -> None:
+    """Behind the skipped ones and no more than asked for; other tasks are another run."""
+    seen: set[str] = set()
+
+    class Spy(train_ppo.Episodes):  # type: ignore[misc, name-defined]
+        def _on_step(self) -> bool:
+            seen.update(start.task_id for start in self.training_env.envs.starts)
+            return super()._on_step()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_ppo, "Episodes", Spy)
+        options = ["--out", str(tmp_path / "run"), *SHORT, "--skip-tasks", "5"]
+        train_ppo.main([*options, "--tasks", "2"])
+    assert seen == {"toy-train-005", "toy-train-006"}
+    with pytest.raises(ConfigError, match="begun with other tasks: choose"):
+        train_ppo.main([*options, "--tasks", "3", "--resume"])
+
+
 def test_ppo_and_grpo_choose_their_router_by_the_same_return(train_ppo: ModuleType, tmp_path: Path) -> None:
     """The sum of rewards: an LLM that only talks nonsense pays its price, here 0.5 at each of four steps."""
     options = ["--env", "DMR-Toy-v0", *SIZES, "--num-envs", "2", "--updates", "1", "--validation-tasks", "2"]

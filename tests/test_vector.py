@@ -224,6 +224,22 @@ def test_seeds_give_groups() -> None:
         assert group == [single.reset(seed=seed)[1]["task_id"]] * 4
 
 
+def test_draws_may_be_kept_to_some_tasks_of_the_panel() -> None:
+    """All of them and no other come, at resets and after ends; a task may be named still, and a stranger is refused."""
+    envs = vector_env(4)
+    kept = tuple(envs.task_ids[3:6])
+    envs.keep_tasks(kept)
+    assert envs.task_ids == kept
+    drawn = set(envs.reset(seed=0)[1]["task_id"])
+    for _ in range(40):
+        infos = envs.step([1, 1, 1, 1])[-1]
+        drawn |= {task for task in infos.get("task_id", ()) if task is not None}
+    assert drawn == set(kept)
+    for wrong, came in (([], "none"), (["toy-train-000"], "'toy-train-000', which it has not")):
+        with pytest.raises(ConfigError, match=f"expected tasks of the panel of 3, got {came}"):
+            envs.keep_tasks(wrong)
+
+
 def test_options_name_tasks_for_each_or_for_all() -> None:
     """A list pins each place, a single value all; None draws; the caller's dictionary is left alone."""
     envs = vector_env(3, "Disabled", **HOT)
