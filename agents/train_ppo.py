@@ -5,8 +5,8 @@ every update is one call of ``PPO.learn``. The return is undiscounted by default
 the step cap terminates an episode, so no value is bootstrapped there.
 
 1. Tasks are drawn at random from ``--panel``, or from the part of it that ``--tasks`` and ``--skip-tasks`` name. The
-   likeliest actions are played every ``--evaluate-every`` updates on the held-out ``--validation-panel``, and the router
-   of the best mean return is kept.
+   likeliest actions are played every ``--evaluate-every`` updates on the held-out ``--validation-panel``, and of these
+   routers the one with the best mean return is kept.
 2. ``--router`` starts from a router of agents/train_kl_st.py; without it weights are random.
 3. All chance of an update is a function of (seed, update). Episodes run on from one update into the next: a state file
    holds each one's task, sample index and actions, and ``--resume`` plays them again, from the completion cache. So a
