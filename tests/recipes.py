@@ -26,6 +26,8 @@ from dmr_gym.tasks.toy import make_signs
 ROOT = Path(__file__).resolve().parents[1]
 TOY = ["--env", "DMR-Toy-v0", "--num-envs", "4"]
 TINY = ["--n-layers", "1", "--d-model", "32", "--n-heads", "2", "--d-ff", "64", "--dropout", "0"]
+GRPO_TASKS = ["--set", "task_kwargs.num_signs=3", "--set", "task_kwargs.num_tasks=8"]
+GRPO = [*TOY, *TINY, *GRPO_TASKS, "--groups", "3", "--group-size", "4", "--validation-tasks", "4"]
 
 _SERVER = """
 import importlib, json, os, runpy, sys

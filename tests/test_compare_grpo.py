@@ -13,21 +13,18 @@ import pytest
 
 from dmr_gym.errors import ConfigError
 from tests.explained import check_recorded
-from tests.recipes import TINY, TOY, load_recipe, one_thread
+from tests.recipes import GRPO, load_recipe, one_thread
 
 __all__ = ["one_thread"]  # a fixture for all tests here
-
-SHORT = ["--set", "task_kwargs.num_signs=3", "--set", "task_kwargs.num_tasks=8", "--groups", "3", "--group-size", "4"]
-SMALL = [*TOY, *TINY, *SHORT, "--validation-tasks", "4"]
 
 
 @pytest.mark.slow
 def test_the_comparison_trains_every_setting_and_plays_every_policy(tmp_path: Path) -> None:
     """Two λ, two kinds of advantages, two seeds; started again it trains nothing; numbers follow from the episodes."""
     first, out = tmp_path / "first", tmp_path / "out"
-    load_recipe("train_grpo").main([*SMALL, "--out", str(first), "--updates", "1"])
+    load_recipe("train_grpo").main([*GRPO, "--out", str(first), "--updates", "1"])
     compare = load_recipe("compare_grpo")
-    options = [*SMALL, "--router", str(first / "router"), "--out", str(out), "--seeds", "2", "--updates", "2"]
+    options = [*GRPO, "--router", str(first / "router"), "--out", str(out), "--seeds", "2", "--updates", "2"]
     options += ["--lambdas", "0", "0.1", "--advantages", "mean", "group_std", "--test-tasks", "5"]
     compare.main([*options, "--calibration-tasks", "4"])
     record = json.loads((out / "results.json").read_text())
