@@ -208,7 +208,7 @@ def claim(
 
     More λ, seeds, ways to compute advantages, and rivals may join those that are there.
     """
-    training = train_grpo.parse_args(["--out", str(args.out), *env_options(args), *rest])
+    training = train_grpo.parse_args(["--router", str(args.router), "--out", str(args.out), *env_options(args), *rest])
     settings = settings_of(training) | settings_of(args) | {"env_id": env_id, "env": asdict(config)}
     settings["env"].pop("cache_dir")
     settings["router_digest"] = PrecisionRouter.load(args.router).digest()

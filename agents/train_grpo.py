@@ -2,7 +2,8 @@
 
 Each update draws tasks, plays every one G times with the present policy, compares the returns R = success - λ·T (Eq. 8)
 inside each group, and raises the probability of the decisions of trajectories that did better than their group. There
-is no value network. The policy stays near the router that it began with through an exact KL term.
+is no value network. The policy stays near the router that it began with through an exact KL term. ``--start-threshold``
+begins with that router at the threshold of a budget.
 
 How this differs from the paper, which states neither G, λ, clip, KL weight, nor any rate:
 
@@ -91,6 +92,14 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = recipe_parser(__doc__, "train_grpo")
     add = parser.add_argument
     add("--router", type=Path, metavar="DIR", help="router to begin with and to stay near (default: a new one)")
+    add(
+        "--start-threshold",
+        type=float,
+        default=0.5,
+        metavar="X",
+        help="score of --router at which it takes the highest precision to begin with, in (0, 1), such as its best "
+        "budget's (default: %(default)s)",
+    )
     add("--out", type=Path, required=True, metavar="DIR", help="folder for everything this run writes")
     add("--panel", default="train", help="panel of tasks to learn from (default: %(default)s)")
     add_task_range(parser)
@@ -165,6 +174,10 @@ def check_args(args: argparse.Namespace) -> None:
             raise ConfigError(f"--{name.replace('_', '-')} must be a finite number above 0, got {getattr(args, name)}")
     if not 0 <= args.average < 1:
         raise ConfigError(f"--average must be at least 0 and below 1, got {args.average}")
+    if not 0 < args.start_threshold < 1:
+        raise ConfigError(f"--start-threshold must lie between 0 and 1, got {args.start_threshold}")
+    if args.start_threshold != 0.5 and args.router is None:
+        raise ConfigError("--start-threshold is one of a router that there is: name it with --router")
     for name in ("kl_weight", "entropy_floor", "entropy_weight"):
         if not 0 <= getattr(args, name) < float("inf"):
             raise ConfigError(f"--{name.replace('_', '-')} must be a finite number of at least 0")
@@ -195,7 +208,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def first_router(args: argparse.Namespace, config: EnvConfig, here: dict[str, Any]) -> PrecisionRouter:
     """The router to begin with: that of ``--router``, or a new one."""
     if args.router is not None:
-        router = PrecisionRouter.load(args.router, args.device)
+        router = given_router(args)
         for warning in trained_on.check(router.trained_on, here, config.max_steps):
             print(f"warning: {warning}")
     else:
@@ -209,6 +222,13 @@ def first_router(args: argparse.Namespace, config: EnvConfig, here: dict[str, An
         )
     router.trained_on = here
     return router.eval()  # dropout would make the policy that learns another one than the policy that acted
+
+
+def given_router(args: argparse.Namespace) -> PrecisionRouter:
+    """The router of ``--router``, which decides at one half as it does at ``--start-threshold``."""
+    router = PrecisionRouter.load(args.router, args.device)
+    router.move_threshold(args.start_threshold)
+    return router
 
 
 class Trainer:
@@ -231,7 +251,7 @@ class Trainer:
         held_out: PrecisionRoutingVectorEnv,
     ) -> None:
         self.args, self.config, self.router, self.envs, self.held_out = args, config, router, envs, held_out
-        self.reference = PrecisionRouter.load(args.router, args.device) if args.router is not None else None
+        self.reference = given_router(args) if args.router is not None else None
         self.optimizer = torch.optim.AdamW(router.parameters(), args.lr, weight_decay=0.0)
         self.averaged = copy.deepcopy(router) if args.average else router
         self.task_ids = first_tasks(envs, args.tasks, args.skip_tasks)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -295,6 +296,23 @@ class PrecisionRouter(nn.Module):
     def n_parameters(self) -> int:
         """Number of trainable weights."""
         return sum(weight.numel() for weight in self.parameters())
+
+    def move_threshold(self, tau: float) -> None:
+        """Shift the highest precision's logit so that a score p_high of ``tau`` becomes one half, in place.
+
+        Its odds are multiplied by (1 - τ) / τ, so the router at the threshold 0.5 decides as it did at τ, and scores
+        keep their order.
+
+        Args:
+            tau: in (0, 1), such as a budget's τ_K (Eq. 7).
+
+        Raises:
+            ConfigError: another number.
+        """
+        if not 0.0 < tau < 1.0:
+            raise ConfigError(f"a threshold that becomes one half must lie between 0 and 1, got {tau}")
+        with torch.no_grad():
+            self.head.bias[-1] += math.log((1.0 - tau) / tau)
 
     def digest(self) -> str:
         """Content address of sizes and weights, 64 hexadecimal digits; the same on every device."""

@@ -169,7 +169,7 @@ def _line(entry: Mapping[str, float]) -> str:
 ADDED = {"tasks_digest", "learning_rates"}
 """Settings that folders of earlier versions lack; those are taken as they are."""
 
-EARLIER: dict[str, Any] = {"tasks": None, "skip_tasks": 0, "rivals": [], "label_share": None}
+EARLIER: dict[str, Any] = {"tasks": None, "skip_tasks": 0, "rivals": [], "label_share": None, "start_threshold": 0.5}
 """What earlier versions did, by settings that their folders lack."""
 
 
