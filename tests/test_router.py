@@ -179,6 +179,31 @@ def test_act_ignores_dropout_and_keeps_the_mode(router):
     assert router.training
 
 
+@pytest.mark.parametrize("tau", [0.05, 0.35, 0.8])
+def test_a_moved_threshold_decides_at_one_half_as_before_at_tau(router, tau):
+    """Odds of the highest precision are multiplied by (1 - τ) / τ; those of the others among each other stay."""
+    rows, mask = 3.0 * _rows(16, 8), torch.ones(16, 8, dtype=torch.bool)
+    with torch.no_grad():
+        before = router(rows, mask).softmax(-1)
+        router.move_threshold(tau)
+        after = router(rows, mask).softmax(-1)
+    odds = [p[..., -1] / (1 - p[..., -1]) for p in (before, after)]
+    torch.testing.assert_close(odds[1], odds[0] * (1 - tau) / tau, rtol=1e-4, atol=1e-6)
+    sure = (before[..., -1] - tau).abs() > 1e-5
+    assert torch.equal((after[..., -1] >= 0.5)[sure], (before[..., -1] >= tau)[sure])
+    torch.testing.assert_close(after[..., 0] / after[..., 1], before[..., 0] / before[..., 1], rtol=1e-4, atol=1e-6)
+
+
+def test_a_threshold_of_one_half_moves_nothing(router):
+    """Not a bit of it; what no score can pass is refused."""
+    before = router.digest()
+    router.move_threshold(0.5)
+    assert router.digest() == before
+    for tau in (0.0, 1.0, float("nan")):
+        with pytest.raises(ConfigError, match="must lie between 0 and 1"):
+            router.move_threshold(tau)
+
+
 def test_saving_and_loading_keeps_numbers_and_digest(router, tmp_path):
     """A loaded router is the saved one, and its JSON names the sizes and the digest."""
     router.save(tmp_path)

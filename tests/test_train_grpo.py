@@ -14,9 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from dmr_gym.command_line import make_envs
 from dmr_gym.errors import ConfigError
 from dmr_gym.policies import RouterPolicy
-from dmr_gym.rollout import rollout
+from dmr_gym.rollout import mean_episode_reward, rollout
 from dmr_gym.router import PrecisionRouter
 from dmr_gym.training import STATE_FILE, RunLog, read_history
 from dmr_gym.vector import PrecisionRoutingVectorEnv
@@ -189,6 +190,31 @@ def test_a_moved_run_goes_on_and_another_router_is_refused(tmp_path: Path) -> No
         recipe.main([*command, *other])
     with pytest.raises(ConfigError, match="begun with other kept_near_router"):
         recipe.main([*command, "--out", str(tmp_path / "moved"), "--resume"])
+
+
+def test_training_begins_at_the_threshold_that_it_is_given(tmp_path: Path) -> None:
+    """The first validation is that of the router at τ, the KL is to it, and the kept router decides so at one half."""
+    recipe.main([*GRPO, "--out", str(tmp_path / "first"), "--updates", "2", "--lr", "1e-2"])
+    router = PrecisionRouter.load(tmp_path / "first" / "router")
+    config = recipe.chosen_env(recipe.parse_args([*GRPO, "--out", "x"]))[1]
+    envs = make_envs(config, "validation", 4)
+    scores = rollout(envs, RouterPolicy(router, mode="argmax"), envs.task_ids[:4])[0].p_high
+    tau = float(np.mean([scores.min(), scores.max()]))
+    expected = mean_episode_reward(rollout(envs, RouterPolicy(router, tau=tau), envs.task_ids[:4]))
+    envs.close()
+    command = [*GRPO, "--router", str(tmp_path / "first" / "router"), "--updates", "1", "--lr", "1e-9"]
+    recipe.main([*command, "--out", str(tmp_path / "run"), "--start-threshold", repr(tau), "--kl-weight", "1"])
+    history = read_history(tmp_path / "run")
+    assert history[0]["validation/return"] == pytest.approx(expected)
+    assert [entry["train/kl"] for entry in history if "train/kl" in entry] == [pytest.approx(0.0, abs=1e-6)]
+    router.move_threshold(tau)
+    assert PrecisionRouter.load(tmp_path / "run" / "router").digest() == router.digest()
+    with pytest.raises(ConfigError, match=r"begun with other router_digest, start_threshold: choose"):
+        recipe.main([*command, "--out", str(tmp_path / "run"), "--kl-weight", "1", "--resume"])
+    with pytest.raises(ConfigError, match="--start-threshold is one of a router that there is"):
+        recipe.main([*GRPO, "--out", str(tmp_path / "x"), "--start-threshold", "0.3"])
+    with pytest.raises(ConfigError, match=r"--start-threshold must lie between 0 and 1, got 0\.0"):
+        recipe.main([*command, "--out", str(tmp_path / "x"), "--start-threshold", "0"])
 
 
 def test_a_signal_in_the_first_validation_saves_and_the_record_keeps_its_origin(
