@@ -46,7 +46,7 @@ from dmr_gym.kl_training import Labelling, label_dataset, labelling_lines
 from dmr_gym.policies import FixedPrecision
 from dmr_gym.rollout import Trajectory, rollout
 from dmr_gym.runs import RunRecord, file_digest, task_file_stem, write_atomically
-from dmr_gym.training import RunLog, claim_folder, stop_on_signal
+from dmr_gym.training import RunLog, claim_folder, read_history, stop_on_signal
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -111,7 +111,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         course.add(KLDataset.load(path))
 
     with (
-        RunLog(args.out, len(done)) as log,
+        # Of a collection that is asked for fewer tasks than it has, no line is forgotten.
+        RunLog(args.out, max(len(done), len(read_history(args.out)))) as log,
         stop_on_signal("episode", "the same command") as stop,
     ):
 

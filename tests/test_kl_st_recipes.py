@@ -252,12 +252,13 @@ def test_a_collection_may_grow(collect, tmp_path, monkeypatch):
 
 
 def test_the_course_of_a_collection_is_that_of_all_its_episodes(collect, tmp_path):
-    """A line an episode, with the means of all up to there, and again where a collection is gone on with."""
+    """A line an episode, with the means of all up to there, also where it was gone on with, or fewer were asked for."""
     out = tmp_path / "kl"
-    for tasks in ("2", "5"):
+    for tasks in ("2", "5", "3"):
         collect.main(["--out", str(out), "--tasks", tasks, *TOY])
     history = read_history(out)
     assert [entry["update"] for entry in history] == [1, 2, 3, 4, 5]
+    collect.main(["--out", str(out), "--tasks", "5", *TOY])
     data = KLDataset.load(out / "kl.safetensors")
     assert history[-1]["collect/success"] == data.success.mean()
     assert history[-1]["collect/steps"] == len(data.rows) / 5
